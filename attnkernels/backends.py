@@ -1,0 +1,187 @@
+"""Which wall runs a call: "cpu" (fused C++), "cuda" (fused CUDA C++), "triton", "reference" (pure PyTorch).
+
+A call's `backend=` wins over `use_backend`, which wins over the environment variable ATTNKERNELS_BACKEND, which wins
+over "auto". "auto" takes the best wall for the op, device, dtype and shape; each op states its own exceptions, with
+the measurement behind them. A wall that was asked for by name and is not there raises: nothing else poses as it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _load
+
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+_HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the machinery knows of a public function.
+
+    Attributes:
+        name: the public function's name.
+        example: returns `(args, kwargs)` of a small call on a device, for `info`.
+        plan: maps a call's arguments (without `backend`) to `(tensor that decides, wall that "auto" takes, reason)`.
+    """
+
+    name: str
+    example: Callable[[str], tuple[tuple, dict]]
+    plan: Callable[..., tuple[Tensor, str, str]]
+
+
+OPERATORS: dict[str, Operator] = {}
+_forced: ContextVar[str] = ContextVar("attnkernels_backend", default="")
+
+
+def register(operator: Operator) -> None:
+    OPERATORS[operator.name] = operator
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS and name not in _HIDDEN:
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+_environment = _checked(os.environ.get("ATTNKERNELS_BACKEND", "auto") or "auto", "ATTNKERNELS_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Take this wall for every call inside the `with` block (a call's own `backend=` still wins).
+
+    Args:
+        name: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Raises:
+        ValueError: the name is none of these. Whether the wall can run is decided by each call.
+    """
+    token = _forced.set(_checked(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@functools.cache
+def triton_missing() -> str:
+    """Why Triton kernels cannot run here; empty when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return ""
+
+
+@functools.cache
+def cuda_missing(device_index: int) -> str:
+    """Why the CUDA library cannot run on that GPU; empty when it can."""
+    if not _load.is_loaded("cuda"):
+        return _load.why_missing("cuda") + "; reinstall with nvcc on the PATH, or use the triton backend"
+    major, minor = torch.cuda.get_device_capability(device_index)
+    built = _load.build_record().get("cuda_architectures", [])
+    found = f"{major}.{minor}"
+    for architecture in built:
+        number, ptx = architecture.removesuffix("+PTX"), architecture.endswith("+PTX")
+        built_major, built_minor = (int(part) for part in number.split("."))
+        if built_major == major and built_minor <= minor or ptx and (built_major, built_minor) <= (major, minor):
+            return ""
+    return (
+        f"_C_cuda.so was built for {', '.join(built) or 'no architecture'}, this GPU is {found}; "
+        f'rebuild with TORCH_CUDA_ARCH_LIST="{found}", or use the triton backend'
+    )
+
+
+def unavailable(wall: str, device: torch.device) -> str:
+    """Why a wall cannot take tensors on `device`; empty when it can."""
+    if wall == "reference":
+        return ""
+    if wall in ("cpu", "emulated"):
+        if device.type != "cpu":
+            return f"it takes CPU tensors, these are on {device}"
+        return _load.why_missing(wall)
+    if device.type != "cuda":
+        return f"it takes CUDA tensors, these are on {device}"
+    if wall == "triton":
+        return triton_missing()
+    return cuda_missing(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def best_wall(device: torch.device) -> str:
+    """The fused wall that `auto` prefers on a device; "reference" where there is none."""
+    if device.type == "cpu":
+        return "cpu" if _load.is_loaded("cpu") else "reference"
+    if device.type == "cuda":
+        for wall in ("cuda", "triton"):
+            if not unavailable(wall, device):
+                return wall
+    return "reference"
+
+
+def requested(backend: str) -> str:
+    """The backend that counts for a call made with `backend=`."""
+    if backend != "auto":
+        return _checked(backend, "backend")
+    return _forced.get() or _environment
+
+
+def resolve(op: str, x: Tensor, backend: str) -> str:
+    """The wall for a call of `op` on `x` made with `backend=`, where `auto` means the best wall of the device.
+
+    Raises:
+        ValueError: a wall was asked for by name and cannot take this call.
+    """
+    wanted = requested(backend)
+    if wanted == "auto":
+        return best_wall(x.device)
+    reason = unavailable(wanted, x.device)
+    if reason:
+        usable = ", ".join(w for w in (*BACKENDS[1:], *_HIDDEN) if not unavailable(w, x.device))
+        raise ValueError(f"{op}: backend: expected one that can run here ({usable}), got {wanted!r}: {reason}")
+    return wanted
+
+
+def available_backends(op: str | None = None) -> tuple[str, ...]:
+    """The backends that can run on this machine, best first; the same for every op.
+
+    Args:
+        op: a public function's name, to have it checked; None for all.
+
+    Raises:
+        ValueError: no such op.
+    """
+    if op is not None and op not in OPERATORS:
+        raise ValueError(f"available_backends: op: expected one of {', '.join(sorted(OPERATORS))}, got {op!r}")
+    walls = []
+    if torch.cuda.is_available():
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        walls += [wall for wall in ("cuda", "triton") if not unavailable(wall, gpu)]
+    if _load.is_loaded("cpu"):
+        walls.append("cpu")
+    return (*walls, "reference")
+
+
+def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:
+    """The wall that a call would take, and why."""
+    if op not in OPERATORS:
+        raise ValueError(f"backend_of: op: expected one of {', '.join(sorted(OPERATORS))}, got {op!r}")
+    x, wall, reason = OPERATORS[op].plan(*args, **kwargs)
+    if requested(backend) != "auto":
+        return resolve(op, x, backend), "asked for by name"
+    return wall, reason
+
+
+def backend_of(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> str:
+    """The name of the wall that `attnkernels.<op>(*args, **kwargs)` would run on, without running it."""
+    return plan(op, *args, backend=backend, **kwargs)[0]

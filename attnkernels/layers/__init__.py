@@ -1,0 +1,5 @@
+"""Attention layers as nn.Modules with ordinary parameters: drop-in for those of timm, torchvision and the papers."""
+
+from .squeeze_excite import SqueezeExcite
+
+__all__ = ["SqueezeExcite"]

@@ -1,0 +1,38 @@
+"""What the autograd Functions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to record a call on these tensors."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:  # a loop, not any(): this runs on every call of a small layer
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def reference_backward(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
+) -> list[Tensor | None]:
+    """Gradients by the reference formula, themselves differentiable: the double backward of a fused op.
+
+    Args:
+        reference: the op as a function of `inputs` alone.
+        inputs: the saved inputs, in order; None where an optional one was not given.
+        grad_output: gradient of the op's result.
+    """
+    wanted = [i for i, tensor in enumerate(inputs) if tensor is not None and tensor.requires_grad]
+    with torch.enable_grad():
+        output = reference(*inputs)
+    grads = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(wanted, grads, strict=True):
+        result[i] = grad
+    return result

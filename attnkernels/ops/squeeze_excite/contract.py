@@ -1,0 +1,134 @@
+"""Operator schemas, shape functions and the autograd Function of squeeze_excite."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .._autograd import reference_backward
+from .._registry import define, overload
+from . import reference
+
+# The integers that stand for the pointwise functions in the schemas; csrc/squeeze_excite/squeeze_excite.h has the same.
+ACTIVATION = {"relu": 0, "silu": 1}
+GATE = {"sigmoid": 0, "hard_sigmoid": 1}
+OUTPUT_ACTIVATION = {None: 0, "relu": 1}
+
+# Bits of `needs` in the backward operator, in the order of its results.
+NEEDS_X, NEEDS_RESIDUAL, NEEDS_WEIGHTS = 1, 2, 4
+
+_TRITON = "attnkernels.ops.squeeze_excite.triton_impl"
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums are held: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
+    """Columns of `saved`: the pooled means [C], the hidden pre-activations [rd], the gates [C]."""
+    return 2 * channels + (0 if reduce_weight is None else reduce_weight.shape[0])
+
+
+def _forward_fake(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation):
+    columns = saved_columns(x.shape[1], reduce_weight)
+    return _output_like(x), x.new_empty((x.shape[0], columns), dtype=accumulation_dtype(x.dtype))
+
+
+def _output_like(x: Tensor) -> Tensor:
+    """An empty tensor of x's shape: channels_last where x is channels_last (and not both), contiguous otherwise."""
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x, memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _backward_fake(
+    grad_y, x, y, reduce_weight, reduce_bias, expand_weight, expand_bias, saved, activation, gate, output_activation, needs
+):
+    def parameter(like: Tensor | None) -> Tensor:
+        return x.new_empty(0) if like is None or not needs & NEEDS_WEIGHTS else torch.empty_like(like, memory_format=torch.contiguous_format)
+
+    return (
+        _output_like(x) if needs & NEEDS_X else x.new_empty(0),
+        _output_like(x) if needs & NEEDS_RESIDUAL else x.new_empty(0),
+        parameter(reduce_weight),
+        parameter(reduce_bias),
+        parameter(expand_weight),
+        parameter(expand_bias),
+    )
+
+
+# saved [N, 2 C + rd], in the accumulation dtype: means | hidden pre-activations | gates
+define(
+    "squeeze_excite",
+    "(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, Tensor? residual,"
+    " int activation, int gate, int output_activation) -> (Tensor y, Tensor saved)",
+    _forward_fake,
+    f"{_TRITON}:squeeze_excite",
+)
+
+# y only where output_activation needs it; results that `needs` does not ask for are empty, [0].
+# grad_residual is asked for only with an output activation: without one it is grad_y itself.
+define(
+    "squeeze_excite_backward",
+    "(Tensor grad_y, Tensor x, Tensor? y, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight,"
+    " Tensor? expand_bias, Tensor saved, int activation, int gate, int output_activation, int needs)"
+    " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_reduce_weight, Tensor grad_reduce_bias,"
+    " Tensor grad_expand_weight, Tensor grad_expand_bias)",
+    _backward_fake,
+    f"{_TRITON}:squeeze_excite_backward",
+)
+
+
+class SqueezeExciteFunction(torch.autograd.Function):
+    """Saves x, the weights and O(N C) numbers; y too where the output activation needs its sign."""
+
+    @staticmethod
+    def forward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation, wall):
+        return overload(wall, "squeeze_excite")(
+            x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
+            ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation],
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, *rest = inputs
+        y, saved = output
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+        ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = rest
+        # The residual itself is needed by the double backward only, which runs the reference on the inputs.
+        keep_y = y if ctx.output_activation else None
+        ctx.save_for_backward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, keep_y, saved)
+
+    @staticmethod
+    def backward(ctx, grad_y, _):
+        if grad_y is None:
+            return (None,) * 10
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, y, saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
+            return *reference_backward(functools.partial(_reference, ctx), inputs, grad_y), None, None, None, None
+        wanted = ctx.needs_input_grad
+        needs = NEEDS_X * wanted[0] | NEEDS_WEIGHTS * any(wanted[1:5])
+        if wanted[5] and ctx.output_activation:
+            needs |= NEEDS_RESIDUAL
+        grads: list[Tensor | None] = [None] * 6
+        if needs:
+            grad_x, grad_residual, *grad_weights = overload(ctx.wall, "squeeze_excite_backward")(
+                grad_y, x, y, reduce_weight, reduce_bias, expand_weight, expand_bias, saved,
+                ACTIVATION[ctx.activation], GATE[ctx.gate], OUTPUT_ACTIVATION[ctx.output_activation], needs,
+            )  # fmt: skip
+            grads = [grad_x, *grad_weights, grad_residual]
+        if wanted[5] and not ctx.output_activation:
+            grads[5] = grad_y
+        return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None, None, None, None
+
+
+def _reference(ctx, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual):
+    return reference.squeeze_excite(
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias,
+        activation=ctx.activation, gate=ctx.gate, residual=residual, output_activation=ctx.output_activation,
+    )  # fmt: skip

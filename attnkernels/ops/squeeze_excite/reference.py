@@ -1,0 +1,58 @@
+"""Squeeze-and-excitation in plain PyTorch: the specification of `squeeze_excite` (Hu et al. 2018, arXiv:1709.01507).
+
+    s[n, c] = mean_hw x[n, c, h, w]                          squeeze
+    u[n, r] = sum_c reduce_weight[r, c] s[n, c] + reduce_bias[r]
+    v[n, c] = sum_r expand_weight[c, r] activation(u[n, r]) + expand_bias[c]
+    g[n, c] = gate(v[n, c])                                  excite
+    y[n, c, h, w] = output_activation(x[n, c, h, w] g[n, c] + residual[n, c, h, w])
+
+Without reduce_weight the excitation is a single layer, v = expand_weight s + expand_bias (the effective SE of VoVNet).
+
+Backward, for dz = dy * output_activation'(y):
+
+    dg = sum_hw dz x        dv = dg gate'(v)        du = (expand_weight^T dv) activation'(u)      ds = reduce_weight^T du
+    dx = dz g + ds / (H W)  dresidual = dz          d expand_weight = sum_n dv activation(u)^T    d reduce_weight = sum_n du s^T
+    d expand_bias = sum_n dv                        d reduce_bias = sum_n du
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": Tensor.sigmoid, "hard_sigmoid": F.hardsigmoid}
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A fully connected layer on [N, C, 1, 1], the weight as of a Linear or of a 1x1 convolution."""
+    if weight.dim() == 4:
+        return F.conv2d(x, weight, bias)
+    return F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+
+
+def squeeze_excite(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    *,
+    activation: str | Callable[[Tensor], Tensor] = "relu",
+    gate: str | Callable[[Tensor], Tensor] = "sigmoid",
+    residual: Tensor | None = None,
+    output_activation: str | None = None,
+    backend: str = "reference",
+) -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.squeeze_excite`; `backend` is accepted and ignored."""
+    hidden = x.mean((2, 3), keepdim=True)
+    if reduce_weight is not None:
+        hidden = _layer(hidden, reduce_weight, reduce_bias)
+        hidden = (ACTIVATIONS[activation] if isinstance(activation, str) else activation)(hidden)
+    logits = _layer(hidden, expand_weight, expand_bias)
+    y = x * (GATES[gate] if isinstance(gate, str) else gate)(logits)
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if output_activation == "relu" else y

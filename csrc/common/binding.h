@@ -1,0 +1,70 @@
+// What the torch bindings of every wall share: the stable-ABI headers, layouts, allocation, registration.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+
+// The CUDA bindings register for CUDA tensors, or, built against the host emulation, for CPU tensors in a namespace of
+// their own: ATTNKERNELS_CUDA_LIBRARY_IMPL(m) { m.impl("op", TORCH_BOX(&op)); }
+#ifdef ATTNKERNELS_EMULATED
+#define ATTNKERNELS_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(attnkernels_emulated, CPU, m)
+#else
+#define ATTNKERNELS_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(attnkernels, CUDA, m)
+#endif
+
+namespace attnkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Whether a 4-D tensor is dense in the order N, H, W, C and not also in the order N, C, H, W.
+inline bool is_channels_last(const Tensor& x) {
+  if (x.dim() != 4 || x.is_contiguous()) return false;
+  const auto size = x.sizes();
+  const auto stride = x.strides();
+  int64_t expected = 1;
+  for (int axis : {1, 3, 2, 0}) {
+    if (size[axis] != 1 && stride[axis] != expected) return false;
+    expected *= size[axis];
+  }
+  return true;
+}
+
+// x itself where it is dense in the wanted order, a copy otherwise.
+inline Tensor as_layout(const Tensor& x, bool channels_last) {
+  if (channels_last ? (is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1)))
+                    : x.is_contiguous())
+    return x;
+  return torch::stable::contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                    : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+inline Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(contiguous(*x)) : std::nullopt;
+}
+
+// An uninitialised tensor on the device of `like`.
+inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
+                       bool channels_last = false) {
+  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
+                              channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+}
+
+// The dtype in which sums are held: double for double, float for everything else.
+inline ScalarType accumulation_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class T>
+const T* optional_pointer(const std::optional<Tensor>& x) {
+  return x ? x->const_data_ptr<T>() : nullptr;
+}
+
+}  // namespace attnkernels

@@ -1,0 +1,32 @@
+// The arguments of the squeeze_excite kernels and the integers of its schema; shared by every C++ wall, no torch.
+#pragma once
+#include <cstdint>
+
+namespace attnkernels::squeeze_excite {
+
+// attnkernels/ops/squeeze_excite/contract.py has the same values.
+enum class Activation : int { kRelu = 0, kSilu = 1 };
+enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
+enum class OutputActivation : int { kNone = 0, kRelu = 1 };
+enum Needs : int { kNeedsX = 1, kNeedsResidual = 2, kNeedsWeights = 4 };
+
+// x, y and residual are dense in one layout: [N, C, HW] or, channels_last, [N, HW, C].
+struct Shape {
+  int64_t samples, channels, hidden, pixels;  // N, C, rd, H * W; hidden == 0: single-layer excitation
+  bool channels_last;
+  Activation activation;
+  Gate gate;
+  OutputActivation output_activation;
+
+  int64_t saved_columns() const { return 2 * channels + hidden; }  // means [C], hidden pre-activations [rd], gates [C]
+};
+
+template <class T>
+struct Parameters {
+  const T* reduce_weight;  // [rd, C], null: single-layer excitation
+  const T* reduce_bias;    // [rd] or null
+  const T* expand_weight;  // [C, rd], or [C, C] in the single-layer excitation
+  const T* expand_bias;    // [C] or null
+};
+
+}  // namespace attnkernels::squeeze_excite
