@@ -13,13 +13,13 @@ template <class T, class Update>
 T atomic_update(T* address, Update update) {
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
   static_assert(sizeof(T) == sizeof(Bits));
-  atomic_access(address);
   Bits* const bits = reinterpret_cast<Bits*>(address);
   Bits old = __atomic_load_n(bits, __ATOMIC_RELAXED);
   for (;;) {
     const Bits next = std::bit_cast<Bits>(update(std::bit_cast<T>(old)));
-    if (__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-      return std::bit_cast<T>(old);
+    if (!__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
+    atomic_access(address);
+    return std::bit_cast<T>(old);
   }
 }
 

@@ -411,6 +411,10 @@ class Launch {
     }
     if (grid_.cooperative) run_residents(body);
     acquire(&launch_end);
+    // No earlier: TSan would give a new thread the number of an old one, and take both for one that cannot race.
+    if (kThreadSanitizer)
+      for (BlockState& block : blocks_)
+        for (ThreadState& thread : block.threads) destroy_fiber(thread.shadow);
   }
 
   size_t static_shared() const { return static_shared_; }
@@ -474,7 +478,6 @@ class Launch {
         }
         static_shared_ = std::max(static_shared_, bytes);
         block->arrays.clear();
-        for (ThreadState& thread : block->threads) destroy_fiber(thread.shadow);
         if (!kThreadSanitizer) free_blocks_.push_back(block);  // there, an address stands for one block's barriers
       }
     clusters_.clear();

@@ -57,7 +57,7 @@ unsigned active_lanes();
 void* shared_array(const void* key, size_t bytes);     // the block's array of that declaration
 void* map_shared(const void* address, unsigned rank);  // the same place in another block of the cluster
 void fence();                                          // __threadfence
-void atomic_access(void* address);                     // around every atomic: what it orders, fences decide
+void atomic_access(void* address);                     // after every atomic: what it orders, fences decide
 
 // Ends the launch: run() throws std::runtime_error with this text.
 [[noreturn]] void fail(const std::string& text);

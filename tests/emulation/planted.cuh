@@ -13,7 +13,8 @@ enum class Bug {
   kNoGridBarrier,
   kNoClusterBarrier,
   kNoFinalClusterBarrier,
-  kNoFence,
+  kNoReleaseFence,
+  kNoAcquireFence,
 };
 
 template <class T, int kVector>
@@ -110,9 +111,9 @@ __global__ void last_block_sum(const float* x, float* partial, unsigned* count, 
   sum = block_sum<Bug::kNone>(sum);
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = sum;
-    if constexpr (bug != Bug::kNoFence) __threadfence();
+    if constexpr (bug != Bug::kNoReleaseFence) __threadfence();
     last[0] = atomicAdd(count, 1u) == gridDim.x - 1;
-    if constexpr (bug != Bug::kNoFence) __threadfence();
+    if constexpr (bug != Bug::kNoAcquireFence) __threadfence();
   }
   __syncthreads();
   if (last[0] && threadIdx.x == 0) {

@@ -123,8 +123,10 @@ int run(const std::string& kernel, const std::string& bug) {
     cluster_mean<Bug::kNoFinalClusterBarrier>();
   } else if (name == "last_block_sum none") {
     last_block<Bug::kNone>();
-  } else if (name == "last_block_sum no_fence") {
-    last_block<Bug::kNoFence>();
+  } else if (name == "last_block_sum no_release_fence") {
+    last_block<Bug::kNoReleaseFence>();
+  } else if (name == "last_block_sum no_acquire_fence") {
+    last_block<Bug::kNoAcquireFence>();
   } else if (name == "divergent_barrier none") {
     divergent(64, false);
   } else if (name == "divergent_barrier elsewhere") {
