@@ -1,0 +1,76 @@
+#include "emulation/memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "emulation/sanitizers.h"
+
+namespace attnkernels::emulation {
+namespace {
+
+constexpr uint64_t kCanary = 0xA77E27104B17E5ull;  // at the lowest address of a stack: whoever overwrites it ran over
+constexpr size_t kSharedAlignment = 128;
+std::vector<char*> free_stacks;
+
+char* map_pages(size_t bytes) {
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (pages == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<char*>(pages);
+}
+
+}  // namespace
+
+char* allocate_stack() {
+  char* stack;
+  if (free_stacks.empty()) {
+    stack = map_pages(kStackBytes);
+    std::memcpy(stack, &kCanary, sizeof kCanary);
+  } else {
+    stack = free_stacks.back();
+    free_stacks.pop_back();
+  }
+  return stack;
+}
+
+void free_stack(char* stack) {
+  allow(stack, kStackBytes);
+  if (kThreadSanitizer)
+    munmap(stack, kStackBytes);  // clears TSan's shadow: reuse by another thread is no race
+  else
+    free_stacks.push_back(stack);
+}
+
+bool stack_overflowed(const char* stack) { return std::memcmp(stack, &kCanary, sizeof kCanary) != 0; }
+
+char* allocate_shared(size_t bytes) {
+  if (kThreadSanitizer) return map_pages(bytes);
+  void* data = nullptr;
+  if (posix_memalign(&data, kSharedAlignment, bytes) != 0) throw std::bad_alloc();
+  return static_cast<char*>(data);
+}
+
+void free_shared(char* data, size_t bytes) {
+  allow(data, bytes);
+  if (kThreadSanitizer)
+    munmap(data, bytes);
+  else
+    std::free(data);
+}
+
+void fill_with_nan(char* data, size_t bytes) {
+  if (!kThreadSanitizer) {
+    std::memset(data, 0xFF, bytes);
+    return;
+  }
+  for (size_t i = 0; i < bytes; ++i) {
+    data[i] = char(0xFF);
+    asm volatile("" ::: "memory");  // keeps it from becoming memset, which TSan intercepts
+  }
+}
+
+}  // namespace attnkernels::emulation

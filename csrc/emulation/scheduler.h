@@ -1,0 +1,97 @@
+// Runs the threads of a CUDA launch as fibers on one operating-system thread (scheduler.cpp).
+//
+// A fiber gives up control only at a barrier, a warp exchange or __nanosleep; the scheduler resumes a random one of
+// those that can go on. Shared memory belongs to a block and is filled with NaN when the block starts and, where other
+// blocks of its cluster may still look at it, when the block ends.
+#pragma once
+#include <cuda_runtime_api.h>  // types only: dim3, uint3, cudaError_t
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace attnkernels::emulation {
+
+using Location = std::source_location;
+
+struct Block {
+  uint3 index{};
+  unsigned cluster_rank = 0, cluster_size = 1;
+  char* dynamic_shared = nullptr;
+  int votes = 0;  // threads whose predicate was true at the last __syncthreads_or, _and or _count
+};
+
+struct Thread {
+  uint3 index{};
+  unsigned rank = 0, lane = 0, warp = 0;  // rank: the linear index in the block
+  Block* block = nullptr;
+};
+
+// A launch as language.cuh's LaunchConfig describes it, without the stream: launches run one after the other.
+struct Grid {
+  dim3 grid, block, cluster{1, 1, 1};
+  size_t dynamic_shared = 0;
+  bool cooperative = false;
+  const void* kernel = nullptr;
+};
+
+extern Thread* current_thread;    // the thread that is running; null outside kernels
+extern const Grid* current_grid;  // the launch that is running
+
+enum class Exchange : uint8_t { kShuffle, kVote, kSync };
+
+void block_barrier(int predicate, const char* name, Location where);
+void grid_barrier(Location where);
+void cluster_arrive(Location where);
+void cluster_wait(Location where);
+void yield();
+// kShuffle: the value that lane `source` gave; kVote: the mask of the lanes whose value was not 0; kSync: nothing.
+uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, unsigned source, const char* name, Location where);
+unsigned active_lanes();
+
+void* shared_array(const void* key, size_t bytes);     // the block's array of that declaration
+void* map_shared(const void* address, unsigned rank);  // the same place in another block of the cluster
+void fence();                                          // __threadfence
+void atomic_access(void* address);                     // after every atomic: what it orders, fences decide
+
+// Ends the launch: run() throws std::runtime_error with this text.
+[[noreturn]] void fail(const std::string& text);
+
+// Runs body() once per thread. A configuration that the device cannot run gives the error the CUDA runtime would give
+// (device.h keeps the explanation); a kernel that goes wrong (deadlock, misuse) throws std::runtime_error.
+cudaError_t run(const Grid& grid, const std::function<void()>& body);
+
+void set_seed(uint64_t seed);  // of the random order; the environment's ATTNKERNELS_EMULATION_SEED is the first
+
+// What the launches since record_launches(true) were; see python.cpp.
+struct LaunchRecord {
+  Grid grid;
+  size_t static_shared;
+};
+void record_launches(bool on);
+const std::vector<LaunchRecord>& recorded_launches();
+
+// Shared arrays of a block, for those who watch its memory (traffic.cpp).
+struct SharedArray {
+  const void* key;  // null: the dynamic one
+  char* data;
+  size_t bytes;
+};
+const std::vector<SharedArray>& shared_arrays(const Block& block);
+bool on_stack(const Thread& thread, const void* address);
+extern void (*block_ended)(const Block& block);  // null, or called when the last thread of a block has returned
+
+template <class Config, class... Parameters, class... Arguments>
+cudaError_t launch(const Config& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  const std::tuple<Parameters...> held(std::forward<Arguments>(arguments)...);
+  const Grid grid{config.grid,         config.block,       config.cluster,
+                  config.shared_bytes, config.cooperative, reinterpret_cast<const void*>(kernel)};
+  return run(grid, [&] { std::apply([&](const Parameters&... values) { kernel(values...); }, held); });
+}
+
+}  // namespace attnkernels::emulation
