@@ -32,15 +32,11 @@ inline dim3 grid_of(int64_t blocks, int64_t samples) {
 // How many clusters of a plan run at once on the current device.
 template <class... Parameters>
 int active_clusters(const Plan& plan, void (*kernel)(Parameters...)) {
-  cudaLaunchConfig_t config{};
-  cudaLaunchAttribute attribute;
+  cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(plan.cluster), 1, 1};
-  config.gridDim = dim3(plan.cluster);
-  config.blockDim = dim3(plan.threads);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  // Grid, block, shared memory, stream, attributes: without names, since under emulation two of those are macros.
+  const cudaLaunchConfig_t config{dim3(plan.cluster), dim3(plan.threads), plan.shared_bytes, nullptr, &attribute, 1};
   int clusters = 0;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)) != cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {

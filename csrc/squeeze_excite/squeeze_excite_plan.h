@@ -17,6 +17,7 @@ struct Limits {
   int multiprocessors;
   int64_t l2_bytes;
   int64_t shared_bytes_per_block;  // the opt-in limit
+  int threads = 256, cluster_threads = 512;  // of a block; a cluster's may be alone on its multiprocessor
 };
 
 struct ElementSize {
@@ -26,7 +27,7 @@ struct ElementSize {
 
 // How one pass cuts a sample into blocks: `tiles` of channels times `splits` of each.
 struct Tiles {
-  int threads = 256;
+  int threads = 0;
   int64_t tiles = 1, splits = 1;
   int64_t channels = 0;  // of a tile; for planes in the scaling pass: at most so many, plus 2, are touched by a block
   int64_t span = 0;      // pixels of a split; for planes in the scaling pass: elements of a block
@@ -76,6 +77,7 @@ inline bool may_split(const Shape& shape, ElementSize size) { return shape.chann
 
 inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limits, int operands) {
   Tiles tiles;
+  tiles.threads = limits.threads;
   const int64_t plane_bytes = std::max<int64_t>(1, shape.pixels) * size.element;
   const int64_t wanted = 4 * int64_t(limits.multiprocessors);  // blocks: four of 256 threads on each multiprocessor
   if (shape.channels_last) {
@@ -121,6 +123,7 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
 
 inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits) {
   Tiles tiles;
+  tiles.threads = limits.threads;
   const int64_t wanted = 8 * int64_t(limits.multiprocessors);
   if (shape.channels_last) {
     const int64_t vectors = ceil_div(shape.channels, size.vector());
@@ -169,7 +172,7 @@ inline Plan plan_single_pass(const Shape& shape, ElementSize size, const Limits&
     plan.reason = "no pixels";
     return plan;
   }
-  plan.threads = 512;  // a block may be alone on its multiprocessor
+  plan.threads = limits.cluster_threads;
   const int64_t sector = shape.channels_last ? 32 / size.element : 1;
   // The largest portable cluster: more multiprocessors share a sample's weights and latencies.
   for (int cluster : {8}) {

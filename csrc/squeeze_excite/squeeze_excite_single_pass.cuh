@@ -13,7 +13,7 @@
 
 namespace attnkernels::squeeze_excite {
 
-inline constexpr int kClusterThreads = 512;  // Plan::threads of the single pass
+inline constexpr int kClusterThreads = 512;  // Limits::cluster_threads
 
 // A block's part of a sample, and its shared memory.
 template <class T>

@@ -5,7 +5,7 @@
 
 namespace attnkernels::squeeze_excite {
 
-inline constexpr int kThreads = 256;  // Tiles::threads
+inline constexpr int kThreads = 256;  // Limits::threads, and those of the kernels between the passes
 // Samples that share one reading of the weights in the hidden layer's own kernel.
 inline constexpr int kHiddenSamples = 4;
 
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_map(const Ba
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
   Sum* const cells = shared;  // [threads * vector]
-  Sum* const scale = cells + kThreads * kVectorWidth<T>;
+  Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
   Sum* const shift = scale + tiles.channels + 2;
   Sum* const logits = shift + tiles.channels + 2;
   Sum* const hidden = logits + shape.channels;  // these two with fused_hidden only
