@@ -1,6 +1,4 @@
 // Launchers of the forward kernels, and the device's limits.
-#include <mutex>
-
 #include "squeeze_excite/squeeze_excite_dispatch.cuh"
 #include "squeeze_excite/squeeze_excite_single_pass.cuh"
 
@@ -69,32 +67,18 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
 }  // namespace
 
 Result limits(Limits& found) {
-  // Attributes take a microsecond each to ask for: once per device.
-  constexpr int kDevices = 64;
-  static Limits known[kDevices];
-  static bool is_known[kDevices];
-  static std::mutex mutex;
-  int device = 0;
+  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, shared_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return result("cudaGetDevice", error);
-  const std::lock_guard<std::mutex> lock(mutex);
-  Limits& limits = known[device % kDevices];
-  if (!is_known[device % kDevices] || device >= kDevices) {
-    int major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, shared_bytes = 0;
-    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-      if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
-    };
-    ask(major, cudaDevAttrComputeCapabilityMajor);
-    ask(minor, cudaDevAttrComputeCapabilityMinor);
-    ask(multiprocessors, cudaDevAttrMultiProcessorCount);
-    ask(l2_bytes, cudaDevAttrL2CacheSize);
-    ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    if (error != cudaSuccess) return result("cudaDeviceGetAttribute", error);
-    limits = {10 * major + minor, multiprocessors, l2_bytes, shared_bytes};
-    is_known[device % kDevices] = true;
-  }
-  found = limits;
-  return {};
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  ask(major, cudaDevAttrComputeCapabilityMajor);
+  ask(minor, cudaDevAttrComputeCapabilityMinor);
+  ask(multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(l2_bytes, cudaDevAttrL2CacheSize);
+  ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  found = {10 * major + minor, multiprocessors, l2_bytes, shared_bytes};
+  return result("the limits of the device", error);
 }
 
 Plan choose_forward(DataType type, const Shape& shape, const Limits& limits) {

@@ -34,7 +34,7 @@ struct Result {
   const char* error = nullptr;
 };
 
-// The limits of the current device. Asks the driver once for each device.
+// The limits of the current device.
 Result limits(Limits& found);
 
 Plan choose_forward(DataType type, const Shape& shape, const Limits& limits);

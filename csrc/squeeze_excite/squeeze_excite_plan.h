@@ -137,7 +137,7 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     return tiles;
   }
-  const int64_t elements = shape.channels * shape.pixels;
+  const int64_t elements = std::max<int64_t>(1, shape.channels * shape.pixels);
   const int64_t chunk = 4 * tiles.threads * size.vector();  // four loads in flight by each thread
   const int64_t blocks = std::clamp<int64_t>(ceil_div(wanted, shape.samples), 1, ceil_div(elements, chunk));
   tiles.span = std::min(round_up(ceil_div(elements, blocks), chunk), kMappedPlanes * std::max<int64_t>(1, shape.pixels));
