@@ -1,4 +1,4 @@
-"""`python -m attnkernels.info [--json]`: what is here, what each op would run on and why, how to fix what is missing."""
+"""`python -m attnkernels.info [--json]`: what is here, what each op runs on and why, how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def collect() -> dict[str, Any]:
 
 
 _FIXES = {
-    "cpu": "install a C++20 compiler (g++ >= 11 or clang >= 14) and reinstall: pip install --no-build-isolation --force-reinstall --no-deps attnkernels",
-    "cuda": "install a CUDA build of torch and nvcc of the same CUDA version (or the extra attnkernels[cuda-compiler]), then reinstall",
+    "cpu": "install a C++20 compiler (g++ >= 11 or clang >= 14), then reinstall with pip install --no-build-isolation",
+    "cuda": "install a CUDA build of torch and nvcc of its CUDA version (or attnkernels[cuda-compiler]), then reinstall",
     "triton": "needs a GPU that torch sees, and pip install triton",
 }
 
