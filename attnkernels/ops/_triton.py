@@ -34,6 +34,11 @@ def power_of_2(value: int, most: int) -> int:
     return min(1 << max(value - 1, 0).bit_length(), most)
 
 
+def wide(channels: int, pixels: int) -> bool:
+    """Whether offsets into one sample need 64 bits. Half of what 32 bits hold: masked lanes run past the end."""
+    return channels * pixels >= 2**30
+
+
 def multiple(value: int) -> int:
     """The largest power of two up to 8 that divides `value`: 8 values of 16 bits are a 128-bit load."""
     return math.gcd(value, 8)
@@ -56,12 +61,14 @@ def tile(samples: int, channels: int, pixels: int, channels_last: bool) -> Tilin
     The row of a tile runs along the contiguous dimension and holds it all where it is short; 4096 values make the tile.
     The tile shrinks, down to 512 values, and each plane's pixels are split into chunks, until there are 1024 programs.
     """
+    # Where rows allow no wide load each value has an address of its own: half as many keep out of the way of spills.
+    values = _VALUES if multiple(channels if channels_last else pixels) > 1 else _VALUES // 2
     if channels_last:
         block_channels = power_of_2(channels, _CHANNELS_IN_ROW)
-        block_pixels = power_of_2(pixels, _VALUES // block_channels)
+        block_pixels = power_of_2(pixels, values // block_channels)
     else:
         block_pixels = power_of_2(pixels, _PIXELS_IN_ROW)
-        block_channels = power_of_2(channels, _VALUES // block_pixels)
+        block_channels = power_of_2(channels, values // block_pixels)
     while block_channels * block_pixels > _FEWEST_VALUES:
         if samples * ceil_div(channels, block_channels) * ceil_div(pixels, block_pixels) >= _PROGRAMS:
             break
@@ -89,12 +96,26 @@ def relu(x):
 
 
 @triton.jit
-def tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST: tl.constexpr):
-    """Offsets [channel, pixel] into one sample; `channel` and `pixel` are int64 vectors."""
+def divisible(value, MULTIPLE: tl.constexpr):
+    """`value`, which MULTIPLE divides, in a form from which the compiler sees that it does."""
+    return value // MULTIPLE * MULTIPLE
+
+
+@triton.jit
+def tile_of(
+    channel, block, channels, pixels, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr
+):
+    """Offsets into one sample and mask, [channel, pixel], of the tile at these channels and the block-th pixels.
+
+    WIDE where the sample has too many values for 32 bits: 64-bit offsets for each value take twice the registers.
+    """
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    pixel = block.to(index) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
     if CHANNELS_LAST:
-        return pixel[None, :] * channels + channel[:, None]
+        return pixel[None, :] * channels.to(index) + channel.to(index)[:, None], mask
     else:
-        return channel[:, None] * pixels + pixel[None, :]
+        return channel.to(index)[:, None] * pixels.to(index) + pixel[None, :], mask
 
 
 _recorded: list[tuple[Launch, tuple]] | None = None

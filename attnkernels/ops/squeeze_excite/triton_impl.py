@@ -8,21 +8,32 @@ gradient of the hidden layer, gradients of the weights and means, gradient of x.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
+from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
 from . import triton_kernels as kernels
-from .contract import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, accumulation_dtype, saved_columns
+from .contract import (
+    ACTIVATION,
+    GATE,
+    NEEDS_RESIDUAL,
+    NEEDS_WEIGHTS,
+    NEEDS_X,
+    OUTPUT_ACTIVATION,
+    accumulation_dtype,
+    saved_columns,
+)
 
 # Products a program of a fully connected layer holds: 32 for each of its 128 threads.
 _PRODUCTS = 4096
 # Samples that share one read of a weight. More would leave too few products for the reduction.
 _SAMPLES = 4
-# Outputs of a weight-gradient tile, and the samples summed per step: a tile of 32 x 32 is 8 values a thread.
-_BLOCK = 32
+# Rows and columns of a tile of weight gradients, 8 a thread, and the samples that it sums per step: 16 is the least
+# that a matrix product takes, and 32 doubled the registers.
+_BLOCK, _BLOCK_TERMS = 32, 16
 # Weights that an H100's L2 cache delivers during one kernel launch, about 2 us at 4-5 TB/s: reading no more than these
 # again is cheaper than launching the gates' own kernel.
 _BYTES_PER_LAUNCH = 8 << 20
@@ -85,6 +96,7 @@ def _feature_map(call: Call) -> tuple[tuple[int, int], int, dict[str, int | bool
         "CHANNEL_MULTIPLE": multiple(call.channels),
         "PIXEL_MULTIPLE": multiple(call.pixels),
         "CHANNELS_LAST": call.channels_last,
+        "WIDE": wide(call.channels, call.pixels),
         "BLOCK_CHANNELS": tiling.block_channels,
         "BLOCK_PIXELS": tiling.block_pixels,
     }
@@ -163,7 +175,7 @@ def _plan_backward(call: Call, needs: int) -> Backward:
         reduce_tiles,
         Launch(
             kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.aligned,
-            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK,
+            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS,
         ),
         Launch(kernels.squeeze_excite_input_grads, grid, keep=call.aligned, **constants),
     )  # fmt: skip
@@ -296,3 +308,20 @@ def squeeze_excite_backward(
                 samples, channels, pixels, saved.shape[1], plan.steps,
             )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_residual, *grad_parameters))
+
+
+def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Calls on meta tensors whose kernels have a resource budget (tools/triton_aot.py): the sites of seresnet50 with
+    the widest and the narrowest rows, in both layouts, with every epilogue."""
+    for name, layout, samples, channels, side, hidden in (
+        ("nchw", torch.contiguous_format, 8, 256, 56, 16),
+        ("nhwc", torch.channels_last, 8, 256, 56, 16),
+        ("nchw_7x7", torch.contiguous_format, 32, 2048, 7, 128),
+    ):
+        x = torch.empty(samples, channels, side, side, dtype=dtype, device="meta").to(memory_format=layout)
+        parameters = [x.new_empty(size) for size in ((hidden, channels), hidden, (channels, hidden), channels)]
+        saved = x.new_empty((samples, 2 * channels + hidden), dtype=accumulation_dtype(dtype))
+        kinds = ACTIVATION["silu"], GATE["sigmoid"], OUTPUT_ACTIVATION["relu"]
+        everything = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
+        yield name, functools.partial(squeeze_excite, x, *parameters, x, *kinds)
+        yield name, functools.partial(squeeze_excite_backward, x, x, x, *parameters, saved, *kinds, everything)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import relu, sigmoid, tile_offsets
+from .._triton import divisible, relu, sigmoid, tile_of
 from . import contract
 
 _RELU = tl.constexpr(contract.ACTIVATION["relu"])
@@ -72,27 +72,25 @@ def _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks):
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "steps"])
 def squeeze_excite_sums(
     x_ptr, grad_y_ptr, y_ptr, sums_ptr, samples, channels, pixels, steps,
-    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
     accumulation = sums_ptr.dtype.element_ty
-    channels = tl.multiple_of(channels, CHANNEL_MULTIPLE)
-    pixels = tl.multiple_of(pixels, PIXEL_MULTIPLE)
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
     channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     sample = (tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = (tl.program_id(0) % channel_tiles).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     chunk = tl.program_id(1).to(tl.int64)
-    start = sample * channels * pixels
+    origin = sample * channels * pixels
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
     for step in range(steps):
-        pixel = (chunk * steps + step) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-        at = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-        mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
-        value = tl.load(x_ptr + at, mask=mask, other=0).to(accumulation)
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        value = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
         if grad_y_ptr is not None:
-            grad_z = tl.load(grad_y_ptr + at, mask=mask, other=0).to(accumulation)
+            grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
             if y_ptr is not None:
-                grad_z = tl.where(tl.load(y_ptr + at, mask=mask, other=0) <= 0, 0, grad_z)
+                grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
             value *= grad_z
         total += value
     tl.store(sums_ptr + (chunk * samples + sample) * channels + channel, tl.sum(total, 1), mask=channel < channels)
@@ -108,7 +106,7 @@ def squeeze_excite_layer(
     BLOCK_SAMPLES: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
 ):  # fmt: skip
     accumulation = saved_ptr.dtype.element_ty
-    inputs = tl.multiple_of(inputs, INPUT_MULTIPLE)
+    inputs = divisible(inputs, INPUT_MULTIPLE)
     output_tiles = tl.maximum(tl.cdiv(outputs, BLOCK_OUTPUTS), 1)
     output_tile = tl.program_id(0) % output_tiles
     sample = tl.program_id(0) // output_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
@@ -142,17 +140,17 @@ def squeeze_excite_layer(
 def squeeze_excite_scale(
     x_ptr, residual_ptr, y_ptr, saved_ptr, expand_weight_ptr, expand_bias_ptr, samples, channels, hidden, pixels, steps,
     CHANNEL_MULTIPLE: tl.constexpr, HIDDEN_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
     accumulation = saved_ptr.dtype.element_ty
-    channels = tl.multiple_of(channels, CHANNEL_MULTIPLE)
-    hidden = tl.multiple_of(hidden, HIDDEN_MULTIPLE)
-    pixels = tl.multiple_of(pixels, PIXEL_MULTIPLE)
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    hidden = divisible(hidden, HIDDEN_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
     channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     # Last sample first: what was pooled last is still in the L2 cache.
     sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = (tl.program_id(0) % channel_tiles).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channels
     chunk = tl.program_id(1).to(tl.int64)
     row = saved_ptr + sample * (2 * channels + hidden)
@@ -162,7 +160,7 @@ def squeeze_excite_scale(
             h = start + tl.arange(0, BLOCK_HIDDEN)
             value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
             mask = in_channels[:, None] & (h < hidden)[None, :]
-            weight = tl.load(expand_weight_ptr + channel[:, None] * hidden + h[None, :], mask=mask, other=0)
+            weight = tl.load(expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0)
             total += value[None, :] * weight.to(accumulation)
         gate = tl.sum(total, 1)
         if expand_bias_ptr is not None:
@@ -171,17 +169,15 @@ def squeeze_excite_scale(
         tl.store(row + channels + hidden + channel, gate, mask=in_channels & (chunk == 0))
     else:
         gate = tl.load(row + channels + hidden + channel, mask=in_channels, other=0)
-    start = sample * channels * pixels
+    origin = sample * channels * pixels
     for step in range(steps):
-        pixel = (chunk * steps + step) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-        at = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-        mask = in_channels[:, None] & (pixel < pixels)[None, :]
-        y = tl.load(x_ptr + at, mask=mask, other=0).to(accumulation) * gate[:, None]
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        y = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation) * gate[:, None]
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + at, mask=mask, other=0).to(accumulation)
+            y += tl.load(residual_ptr + origin + at, mask=mask, other=0).to(accumulation)
         if OUTPUT_RELU:
             y = relu(y)
-        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptr + origin + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 # dv[n, c] = gate'(v) sum_k sums[k, n, c];  dh[n, r] = activation'(u) sum_c expand_weight[c, r] dv[n, c]
@@ -193,7 +189,7 @@ def squeeze_excite_hidden_grad(
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
     accumulation = saved_ptr.dtype.element_ty
-    hidden = tl.multiple_of(hidden, HIDDEN_MULTIPLE)
+    hidden = divisible(hidden, HIDDEN_MULTIPLE)
     hidden_tiles = tl.maximum(tl.cdiv(hidden, BLOCK_HIDDEN), 1)
     hidden_tile = tl.program_id(0) % hidden_tiles
     sample = tl.program_id(0) // hidden_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
@@ -223,15 +219,15 @@ def squeeze_excite_hidden_grad(
 @triton.jit
 def _product_tile(
     a_ptr, a_term, a_row, b_ptr, b_term, out_ptr, out_row, bias_ptr, tile, rows, columns, terms,
-    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, accumulation: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TERMS: tl.constexpr, accumulation: tl.constexpr,
 ):  # fmt: skip
     column_tiles = tl.maximum(tl.cdiv(columns, BLOCK), 1)
     i = tile // column_tiles * BLOCK + tl.arange(0, BLOCK)
     j = tile % column_tiles * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK, BLOCK], accumulation)
     bias = tl.zeros([BLOCK], accumulation)
-    for start in range(0, terms, BLOCK):
-        t = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    for start in range(0, terms, BLOCK_TERMS):
+        t = (start + tl.arange(0, BLOCK_TERMS)).to(tl.int64)
         in_terms = t < terms
         at = t[None, :] * a_term + i.to(tl.int64)[:, None] * a_row
         a = tl.load(a_ptr + at, mask=(i < rows)[:, None] & in_terms[None, :], other=0)
@@ -253,7 +249,7 @@ def squeeze_excite_weight_grads(
     reduce_weight_ptr, saved_ptr, grads_ptr,
     grad_expand_weight_ptr, grad_expand_bias_ptr, grad_reduce_weight_ptr, grad_reduce_bias_ptr,
     samples, channels, hidden, columns, hidden_column, expand_tiles, reduce_tiles,
-    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TERMS: tl.constexpr,
 ):  # fmt: skip
     accumulation: tl.constexpr = saved_ptr.dtype.element_ty
     program = tl.program_id(0)
@@ -263,21 +259,21 @@ def squeeze_excite_weight_grads(
             _product_tile(
                 grads_ptr + columns - channels, columns, 1, saved_ptr + hidden_column, columns,
                 grad_expand_weight_ptr, hidden, grad_expand_bias_ptr, program, channels, hidden, samples,
-                ACTIVATION, BLOCK, accumulation,
+                ACTIVATION, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
     if grad_reduce_weight_ptr is not None:
         if (program >= expand_tiles) & (program < expand_tiles + reduce_tiles):
             _product_tile(
                 grad_u_ptr, columns, 1, saved_ptr, columns,
                 grad_reduce_weight_ptr, channels, grad_reduce_bias_ptr, program - expand_tiles, hidden, channels, samples,
-                _IDENTITY, BLOCK, accumulation,
+                _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
     if reduce_weight_ptr is not None:
         if program >= expand_tiles + reduce_tiles:
             _product_tile(
                 grad_u_ptr, 1, columns, reduce_weight_ptr, channels,
                 grads_ptr, columns, None, program - expand_tiles - reduce_tiles, samples, channels, hidden,
-                _IDENTITY, BLOCK, accumulation,
+                _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
 
 
@@ -285,30 +281,28 @@ def squeeze_excite_weight_grads(
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "columns", "steps"])
 def squeeze_excite_input_grads(
     grad_y_ptr, y_ptr, saved_ptr, grads_ptr, grad_x_ptr, grad_residual_ptr, samples, channels, pixels, columns, steps,
-    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
     accumulation = saved_ptr.dtype.element_ty
-    channels = tl.multiple_of(channels, CHANNEL_MULTIPLE)
-    pixels = tl.multiple_of(pixels, PIXEL_MULTIPLE)
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
     channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     # Last sample first: what was summed last is still in the L2 cache.
     sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = (tl.program_id(0) % channel_tiles).to(tl.int64) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channels
     chunk = tl.program_id(1).to(tl.int64)
     if grad_x_ptr is not None:
         gate = tl.load(saved_ptr + (sample + 1) * columns - channels + channel, mask=in_channels, other=0)[:, None]
         grad_mean = tl.load(grads_ptr + sample * columns + channel, mask=in_channels, other=0)[:, None] / pixels
-    start = sample * channels * pixels
+    origin = sample * channels * pixels
     for step in range(steps):
-        pixel = (chunk * steps + step) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-        at = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-        mask = in_channels[:, None] & (pixel < pixels)[None, :]
-        grad_z = tl.load(grad_y_ptr + at, mask=mask, other=0).to(accumulation)
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
         if y_ptr is not None:
-            grad_z = tl.where(tl.load(y_ptr + at, mask=mask, other=0) <= 0, 0, grad_z)
+            grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
         if grad_x_ptr is not None:
-            tl.store(grad_x_ptr + at, (grad_z * gate + grad_mean).to(grad_x_ptr.dtype.element_ty), mask=mask)
+            tl.store(grad_x_ptr + origin + at, (grad_z * gate + grad_mean).to(grad_x_ptr.dtype.element_ty), mask=mask)
         if grad_residual_ptr is not None:
-            tl.store(grad_residual_ptr + at, grad_z.to(grad_residual_ptr.dtype.element_ty), mask=mask)
+            tl.store(grad_residual_ptr + origin + at, grad_z.to(grad_residual_ptr.dtype.element_ty), mask=mask)
