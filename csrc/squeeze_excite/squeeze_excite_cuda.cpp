@@ -67,10 +67,10 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
   const bool channels_last = is_channels_last(x);
   return {as_layout(x, channels_last),
           channels_last,
-          contiguous(reduce_weight),
-          contiguous(reduce_bias),
-          contiguous(expand_bias),
-          contiguous(expand_weight),
+          attnkernels::contiguous(reduce_weight),
+          attnkernels::contiguous(reduce_bias),
+          attnkernels::contiguous(expand_bias),
+          attnkernels::contiguous(expand_weight),
           data_type(x),
           {x.size(0), channels, hidden, x.size(2) * x.size(3), channels_last, Activation(activation), Gate(gate),
            OutputActivation(output_activation)}};
