@@ -47,6 +47,7 @@ def check_graph(case: testing.OpCase, dtype: torch.dtype, layout: str, wall: str
     """One capture, replayed on new values in the same memory; counters that a kernel forgets to reset show here."""
     call = Call(case, dtype, layout, wall)
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()  # the values were made on another stream
     with torch.cuda.stream(stream):
         for _ in range(2):
             call()
