@@ -30,6 +30,33 @@ def parser() -> argparse.ArgumentParser:
     micro.add_argument("--device", default="cpu")
     micro.add_argument("--threads", type=int, default=1)
     micro.add_argument("--json", help="file to write")
+
+    models = commands.add_parser("models", help="whole models: eager, patched, compiled, compiled and patched")
+    models.add_argument("--model", type=_list, help="comma-separated names of torchvision's or timm's models")
+    models.add_argument("--batch", type=_list, default=("1", "8"))
+    models.add_argument("--layout", type=_list, help="of nchw,channels_last")
+    models.add_argument("--dtype", type=_list, default=("float32",))
+    models.add_argument("--direction", type=_list, help="of forward,training")
+    models.add_argument("--columns", type=_list, help="of eager,patched,compile,compile_patched; eager is needed")
+    models.add_argument("--rounds", type=int, default=7)
+    models.add_argument("--device", default="cpu")
+    models.add_argument("--threads", type=int, default=1)
+    models.add_argument("--json", help="file to write")
+
+    demo = commands.add_parser("demo", help="real models on a real photograph, stock and patched")
+    demo.add_argument("--quick", action="store_true", help="without torch.compile")
+    demo.add_argument("--threads", type=int, default=1)
+    demo.add_argument("--json", default="demo.json")
+    demo.add_argument("--picture", default="demo.png")
+
+    compare = commands.add_parser("compare", help="what changed between two result files")
+    compare.add_argument("before")
+    compare.add_argument("after")
+
+    plot = commands.add_parser("plot", help="a picture of a result file")
+    plot.add_argument("file")
+    plot.add_argument("--out", default="benchmarks.png")
+    plot.add_argument("--growth", action="store_true", help="time against size, with fitted exponents")
     return main
 
 

@@ -15,7 +15,7 @@ import torch
 from attnkernels import info
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "triton", "timm", "torchvision", "numpy")
+PACKAGES = ("triton", "timm", "torchvision", "numpy")
 
 
 def _output(*command: str) -> str:
@@ -52,7 +52,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {"torch": torch.__version__} | {package: _version(package) for package in PACKAGES},
         "device": _cpu_name(),
         "attnkernels": info.collect(),
     }

@@ -242,7 +242,8 @@ class Runner:
         backward = any(direction != "forward" for direction in settings.directions)
         wall, reason = chosen_wall(problem) if "ours" in settings.columns else ("", "")
         head = {
-            "op": problem.case.op, "variant": problem.variant, "shape": "x".join(map(str, problem.shape)),
+            "op": problem.case.op, "axes": problem.case.axes, "variant": problem.variant,
+            "shape": "x".join(map(str, problem.shape)),
             "dtype": str(problem.dtype).removeprefix("torch."), "layout": problem.layout,
             "wall": wall, "reason": reason,
         }  # fmt: skip

@@ -60,8 +60,15 @@ def mebibytes(value: float) -> str:
     return f"{value / 2**20:.1f}"
 
 
-def _row_name(row: dict[str, Any]) -> str:
-    return f"{row['op']} {row['variant']} {row['shape']} {row['dtype']} {row['layout']}"
+def row_name(row: dict[str, Any]) -> str:
+    """What was run, of a row of any kind."""
+    what = f"{row['model']} b{row['batch']}" if "model" in row else f"{row['op']} {row['variant']} {row['shape']}"
+    return f"{what} {row['dtype']} {row['layout']}"
+
+
+def row_key(row: dict[str, Any]) -> str:
+    """What was run, and how it was measured: the same in two files for rows that can be compared."""
+    return " ".join(filter(None, (row_name(row), row["direction"], row.get("mode", ""))))
 
 
 def print_micro(document: Document) -> None:
@@ -73,13 +80,13 @@ def print_micro(document: Document) -> None:
     lines = []
     for row in rows:
         if "red" in row:
-            lines.append([_row_name(row), "RED", str(row["red"]), *[""] * (len(header) - 3)])
+            lines.append([row_name(row), "RED", str(row["red"]), *[""] * (len(header) - 3)])
             continue
         base = row["base"]
         time = row["median"][base]
         lines.append(
             [
-                _row_name(row), row["direction"], row["mode"], row["wall"], base, seconds(time),
+                row_name(row), row["direction"], row["mode"], row["wall"], base, seconds(time),
                 *(speedup(row["ratios"][name]) if name in row["ratios"] else "" for name in others),
                 f"{row['bytes'] / time / 1e9:.0f}", f"{row['copy_same_size'] / 1e9:.0f}", f"{time / row['floor']:.2f}",
                 mebibytes(row["peak_bytes"][base]), mebibytes(row["peak_bytes"].get("eager", 0)),
@@ -91,3 +98,26 @@ def print_micro(document: Document) -> None:
     for key in ("failed", "left_out"):
         for line in document[key]:
             print(f"{key.replace('_', ' ')}: {line}")
+
+
+def print_models(document: Document) -> None:
+    """One line per model and configuration: times, speed-ups, memory, and how far outputs are from eager's."""
+    columns = list(dict.fromkeys(name for row in document["rows"] for name in row.get("median", {})))
+    pairs = list(dict.fromkeys(name for row in document["rows"] for name in row.get("ratios", {})))
+    header = ["model", "direction", "replaced", *columns, *pairs, *(f"peak MiB {name}" for name in columns)]
+    header += ["difference", "float32's own noise" if document["kind"] == "demo" else "eager's noise"]
+    lines = []
+    for row in document["rows"]:
+        difference = [f"{max(row['from_eager'].values(), default=0):.1e}", f"{row['from_float64']['eager']:.1e}"]
+        line = [row_name(row), row["direction"], str(row["replaced"])]
+        if "red" in row:
+            lines.append([*line, f"RED {row['red']}", *[""] * (len(header) - 6), *difference])
+            continue
+        line += [seconds(row["median"][name]) if name in row["median"] else "" for name in columns]
+        line += [speedup(row["ratios"][name]) if name in row["ratios"] else "" for name in pairs]
+        line += [mebibytes(row["peak_bytes"][name]) if name in row["peak_bytes"] else "" for name in columns]
+        lines.append(line + difference)
+    place = document["environment"]
+    print_table(f"{place['device']}, torch {place['versions']['torch']}, {place['threads']} thread(s)", header, lines)
+    for line in document["failed"]:
+        print(f"failed: {line}")
