@@ -1,0 +1,1 @@
+"""What the tests of attnkernels share; needs the `test` extra."""
