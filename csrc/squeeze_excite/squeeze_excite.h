@@ -18,7 +18,7 @@ struct Shape {
   Gate gate;
   OutputActivation output_activation;
 
-  int64_t saved_columns() const { return 2 * channels + hidden; }  // means [C], hidden pre-activations [rd], gates [C]
+  constexpr int64_t saved_columns() const { return 2 * channels + hidden; }  // means [C], hidden pre-activations [rd], gates [C]
 };
 
 template <class T>

@@ -1,0 +1,59 @@
+// The CUDA launchers of squeeze_excite, on pointers; no CUDA and no torch header.
+#pragma once
+#include <cstddef>
+
+#include "squeeze_excite/squeeze_excite.h"
+#include "squeeze_excite/squeeze_excite_plan.h"
+
+namespace attnkernels::squeeze_excite {
+
+enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
+
+inline ElementSize element_size(DataType type) {
+  if (type == DataType::kDouble) return {8, 8};
+  return {type == DataType::kFloat ? 4 : 2, 4};
+}
+
+// Tensors of type DataType; "sum" marks those of the accumulation type (double for double, float for the others).
+struct ForwardTensors {
+  const void *x, *reduce_weight, *reduce_bias, *expand_weight, *expand_bias, *residual;  // null: not given
+  void* y;
+  void* saved;    // sum [N, 2 C + rd]
+  void* scratch;  // sum [forward_scratch()]
+};
+
+struct BackwardTensors {
+  const void *grad_y, *x, *y, *reduce_weight, *expand_weight, *saved;  // y: null without output activation
+  void *grad_x, *grad_residual;                                        // null: not needed
+  void *grad_reduce_weight, *grad_reduce_bias, *grad_expand_weight, *grad_expand_bias;  // null: not needed
+  void* scratch;  // sum [backward_scratch()]
+};
+
+struct Result {
+  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
+  const char* error = nullptr;
+};
+
+// The limits of the current device.
+Result limits(Limits& found);
+
+Plan choose_forward(DataType type, const Shape& shape, const Limits& limits);
+Plan choose_backward(DataType type, const Shape& shape, const Limits& limits, int needs);
+
+// Numbers of scratch that a plan needs, in the accumulation type.
+inline int64_t forward_scratch(const Shape& shape, const Plan& plan) {
+  if (plan.cluster) return 0;
+  const int64_t partial = plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
+  return shape.samples * (partial + (plan.fused_hidden ? 0 : shape.hidden));
+}
+inline int64_t backward_scratch(const Shape& shape, const Plan& plan) {
+  const int64_t partial = plan.cluster ? 0 : plan.sums.splits * shape.channels;
+  return shape.samples * (partial + shape.channels + shape.hidden);
+}
+
+// Launch on a stream (a cudaStream_t); shapes with no sample, channel or pixel launch nothing.
+Result forward(DataType type, const Shape& shape, const Plan& plan, const ForwardTensors& tensors, void* stream);
+// Weight gradients are sums over samples in their order.
+Result backward(DataType type, const Shape& shape, const Plan& plan, const BackwardTensors& tensors, void* stream);
+
+}  // namespace attnkernels::squeeze_excite

@@ -1,0 +1,201 @@
+// squeeze_excite in one pass over x: a cluster of blocks holds a sample in its shared memory (compute capability 9.0).
+// Block k of a cluster owns the channels [k channels, (k + 1) channels); what the layers need of the other blocks comes
+// through distributed shared memory, added up in the order of the blocks.
+#pragma once
+#include "squeeze_excite/squeeze_excite_two_pass.cuh"
+
+// Every compilation sees the same kernels; their bodies need clusters.
+#if defined(ATTNKERNELS_EMULATED) || __CUDA_ARCH__ >= 900
+#define ATTNKERNELS_HAS_CLUSTERS 1
+#else
+#define ATTNKERNELS_HAS_CLUSTERS 0
+#endif
+
+namespace attnkernels::squeeze_excite {
+
+inline constexpr int kClusterThreads = 512;  // Limits::cluster_threads
+
+// A block's part of a sample, and its shared memory.
+template <class T>
+struct Slab {
+  using Sum = accumulate_t<T>;
+  int64_t n, first, count;  // sample; channels [first, first + count); count may be 0
+  int64_t channels;         // of a full slab
+  T* data;                  // copies, each of `stride` elements
+  int64_t stride;
+  Sum *means, *scale;  // [channels]; `means` are dv in the backward
+  Sum* exchanged;      // [rd], what the other blocks read; single-layer: unused, they read `means`
+  Sum* gathered;       // [rd], or [C] in the single-layer excitation: what came of all blocks
+  Sum* cells;
+};
+
+template <class T>
+__device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int operands, int rank, int blocks, char* shared) {
+  using Sum = accumulate_t<T>;
+  Slab<T> slab;
+  slab.n = blockIdx.x / blocks;
+  slab.first = min(shape.channels, rank * channels);
+  slab.count = min(channels, shape.channels - slab.first);
+  slab.channels = channels;
+  slab.data = reinterpret_cast<T*>(shared);
+  const int64_t bytes = (channels * shape.pixels + kVectorWidth<T>)*int64_t(sizeof(T));
+  slab.stride = (bytes + 15) / 16 * 16 / int64_t(sizeof(T));
+  slab.means = reinterpret_cast<Sum*>(slab.data + operands * slab.stride);
+  slab.scale = slab.means + channels;
+  slab.exchanged = slab.scale + channels;
+  slab.gathered = slab.exchanged + shape.hidden;
+  slab.cells = slab.gathered + (shape.hidden ? shape.hidden : shape.channels);
+  return slab;
+}
+
+// emit(channel of the slab, sum over its pixels); copies stay in slab.data
+template <bool kChannelsLast, class T, class Source, class Emit>
+__device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool both_staged, Emit emit) {
+  constexpr int kW = kVectorWidth<T>;
+  const int64_t begin = slab.first * shape.pixels, end = begin + slab.count * shape.pixels;
+  if constexpr (kChannelsLast) {
+    Source kept = source;
+    kept.kept = slab.data;
+    if (source.vectorised && slab.count % kW == 0 && slab.first % kW == 0) {
+      sum_columns<kW>(kept, 0, shape.pixels, shape.channels, slab.first, slab.count, kColumnVectors, slab.cells, emit);
+    } else {
+      sum_columns<1>(kept, 0, shape.pixels, shape.channels, slab.first, slab.count, kColumnVectors * kW, slab.cells,
+                     emit);
+    }
+  } else {
+    const int warps = blockDim.x / 32, segments = max(1, warps / max(1, int(slab.count)));
+    if (both_staged) {
+      const Source staged = source.keeping(slab.data, slab.stride, begin);
+      sum_range(staged, begin, end, threadIdx.x, blockDim.x);
+      __syncthreads();
+      const int lanes = lanes_for((shape.pixels + kW - 1) / kW);
+      sum_planes(staged.resident(), 0, shape.pixels, shape.pixels, int(slab.count), 1, lanes, slab.cells, emit);
+    } else {
+      sum_planes(source.keeping(slab.data, 0, begin), begin, shape.pixels, shape.pixels, int(slab.count), segments, 32,
+                 slab.cells, emit);
+    }
+  }
+}
+
+template <bool kChannelsLast, class T, class Map>
+__device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab, const accumulate_t<T>* shift) {
+  const accumulate_t<T>* const scale = slab.scale;
+  const int64_t begin = slab.first * shape.pixels;
+  const MapRange range{slab.first, slab.count, kChannelsLast ? 0 : begin,
+                       kChannelsLast ? shape.pixels : begin + slab.count * shape.pixels};
+  map_tile<kChannelsLast>(map, shape, range, scale, shift);
+}
+
+// y = output_activation(x gate(W2 activation(W1 mean(x) + b1) + b2) + residual)
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kClusterThreads)
+    squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool staged) {
+#if ATTNKERNELS_HAS_CLUSTERS
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(char, shared);
+  const auto cluster = cooperative_groups::this_cluster();
+  const int rank = int(cluster.block_rank()), blocks = int(cluster.num_blocks());
+  const Shape& shape = a.shape;
+  const Slab<T> slab = make_slab<T>(shape, channels, 1, rank, blocks, shared);
+  const int64_t offset = slab.n * shape.channels * shape.pixels;
+  Sum* const saved = a.saved + slab.n * shape.saved_columns();
+
+  const PoolSource<T> source{a.x + offset, a.vectorised};
+  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int64_t c, Sum sum) {
+    slab.means[c] = sum / Sum(shape.pixels);
+    saved[slab.first + c] = slab.means[c];
+  });
+  __syncthreads();
+
+  if (shape.hidden) {  // each block multiplies its own means: a part of every hidden sum
+    multiply_rows(a.parameters.reduce_weight, shape.channels, 0, shape.hidden, slab.first, slab.count, slab.means,
+                  [&](int64_t r, Sum sum) { slab.exchanged[r] = sum; });
+    cluster.sync();
+    for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) {
+      Sum u = 0;
+      for (int block = 0; block < blocks; ++block) u += cluster.map_shared_rank(slab.exchanged, block)[r];
+      if (a.parameters.reduce_bias) u += widen(a.parameters.reduce_bias[r]);
+      slab.gathered[r] = activate(u, shape.activation);
+      if (rank == 0) saved[shape.channels + r] = u;
+    }
+  } else {
+    cluster.sync();
+    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
+      slab.gathered[c] = cluster.map_shared_rank(slab.means, int(c / channels))[c % channels];
+  }
+  cluster.sync();  // no block may end while another reads its shared memory
+
+  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+  multiply_rows(a.parameters.expand_weight, width, slab.first, slab.first + slab.count, 0, width, slab.gathered,
+                [&](int64_t c, Sum sum) {
+                  const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
+                  slab.scale[c - slab.first] = open_gate(v, shape.gate);
+                  saved[shape.channels + shape.hidden + c] = slab.scale[c - slab.first];
+                });
+  __syncthreads();
+  const T* const data = slab.data + (kChannelsLast ? 0 : source.misaligned(slab.first * shape.pixels));
+  const ScaleMap<T> map{data, a.residual ? a.residual + offset : nullptr, a.y + offset,
+                        shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised, true};
+  map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(nullptr));
+#endif
+}
+
+// grad_x = dz g + ds / pixels, grad_residual = dz; dz stays in shared memory while x streams by
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kClusterThreads)
+    squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool staged) {
+#if ATTNKERNELS_HAS_CLUSTERS
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(char, shared);
+  const auto cluster = cooperative_groups::this_cluster();
+  const int rank = int(cluster.block_rank()), blocks = int(cluster.num_blocks());
+  const Shape& shape = a.shape;
+  const Slab<T> slab = make_slab<T>(shape, channels, staged ? 2 : 1, rank, blocks, shared);
+  const int64_t offset = slab.n * shape.channels * shape.pixels;
+  const Sum* const saved = a.saved + slab.n * shape.saved_columns();
+  const Sum* const gates = saved + shape.channels + shape.hidden + slab.first;
+
+  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
+  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int64_t c, Sum sum) {
+    slab.means[c] = sum * gate_derivative(gates[c], shape.gate);
+    a.grad_logits[slab.n * shape.channels + slab.first + c] = slab.means[c];
+  });
+  __syncthreads();
+
+  if (shape.hidden) {
+    multiply_columns(a.parameters.expand_weight + slab.first * shape.hidden, shape.hidden, slab.count, 0, shape.hidden,
+                     kColumnVectors, static_cast<const Sum*>(slab.means), slab.cells,
+                     [&](int64_t r, Sum sum) { slab.exchanged[r] = sum; });
+    cluster.sync();
+    for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) {
+      Sum sum = 0;
+      for (int block = 0; block < blocks; ++block) sum += cluster.map_shared_rank(slab.exchanged, block)[r];
+      slab.gathered[r] = sum * activation_derivative(saved[shape.channels + r], shape.activation);
+      if (rank == 0) a.grad_hidden[slab.n * shape.hidden + r] = slab.gathered[r];
+    }
+  } else {
+    cluster.sync();
+    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
+      slab.gathered[c] = cluster.map_shared_rank(slab.means, int(c / channels))[c % channels];
+  }
+  cluster.sync();  // no block may end, nor overwrite `means`, while another reads its shared memory
+
+  const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
+  multiply_columns(weight, shape.channels, shape.hidden ? shape.hidden : shape.channels, slab.first, slab.count,
+                   kColumnVectors, static_cast<const Sum*>(slab.gathered), slab.cells, [&](int64_t c, Sum sum) {
+                     slab.means[c] = sum / Sum(shape.pixels);
+                     slab.scale[c] = gates[c];
+                   });
+  const T* const data = slab.data + (kChannelsLast ? 0 : source.misaligned(slab.first * shape.pixels));
+  const GradMap<T> map{data,
+                       nullptr,
+                       a.grad_x + offset,
+                       a.grad_residual ? a.grad_residual + offset : nullptr,
+                       a.output_reuse,
+                       a.map_vectorised,
+                       true};
+  map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(slab.means));
+#endif
+}
+
+}  // namespace attnkernels::squeeze_excite

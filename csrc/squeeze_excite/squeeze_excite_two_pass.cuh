@@ -1,0 +1,409 @@
+// squeeze_excite in two passes over x: kernels for every architecture. Grids are (blocks of a sample, samples).
+#pragma once
+#include "squeeze_excite/squeeze_excite_layers.cuh"
+#include "squeeze_excite/squeeze_excite_plan.h"
+
+namespace attnkernels::squeeze_excite {
+
+inline constexpr int kThreads = 256;  // Limits::threads, and those of the kernels between the passes
+// Samples that share one reading of the weights in the hidden layer's own kernel.
+inline constexpr int kHiddenSamples = 4;
+
+template <class T>
+struct ForwardArguments {
+  using Sum = accumulate_t<T>;
+  const T *x, *residual;  // residual: or null
+  T* y;
+  Sum* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
+  Sum* partial;    // [N, splits, C] sums over pixels, where splits > 1
+  Sum* activated;  // [N, rd], where the hidden layer has its own kernel
+  Parameters<T> parameters;
+  Shape shape;
+  bool vectorised;  // x, residual and y are equally aligned
+  bool fused_hidden;
+  int64_t sum_splits;
+  Reuse output_reuse;
+};
+
+template <class T>
+struct BackwardArguments {
+  using Sum = accumulate_t<T>;
+  const T *grad_y, *x, *y;     // y: null without output activation
+  T *grad_x, *grad_residual;   // or null
+  const Sum* saved;            // [N, 2 C + rd]
+  Sum* partial;                // [N, splits, C] sums of dz x
+  Sum* grad_logits;            // [N, C] dv
+  Sum* grad_hidden;            // [N, rd] du
+  Parameters<T> parameters;
+  Shape shape;
+  bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
+  bool fused_hidden;
+  int64_t sum_splits;
+  Reuse output_reuse;
+};
+
+// emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
+template <bool kChannelsLast, class Source, class Emit>
+__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, char* shared, Emit emit) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(source.x)>>;
+  using Sum = typename Source::Sum;
+  constexpr int kW = Source::kWidth;
+  const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
+  const int64_t count = min(tiles.channels, shape.channels - first);
+  const int64_t begin = split * tiles.span, end = min(shape.pixels, begin + tiles.span);
+  const auto put = [&](int64_t channel, Sum sum) { emit(first + channel, split, sum); };
+  if constexpr (kChannelsLast) {
+    Sum* const cells = reinterpret_cast<Sum*>(shared);
+    if (source.vectorised && count % kW == 0) {
+      sum_columns<kW>(source, begin, end, shape.channels, first, count, kColumnVectors, cells, put);
+    } else {
+      sum_columns<1>(source, begin, end, shape.channels, first, count, kColumnVectors * kW, cells, put);
+    }
+  } else if (tiles.staged) {
+    const int64_t bytes = (tiles.channels * shape.pixels + kW) * int64_t(sizeof(T));
+    const int64_t stride = (bytes + 15) / 16 * 16 / int64_t(sizeof(T));
+    T* const buffer = reinterpret_cast<T*>(shared);
+    Sum* const cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
+    const Source staged = source.keeping(buffer, stride, first * shape.pixels);
+    sum_range(staged, first * shape.pixels, (first + count) * shape.pixels, threadIdx.x, blockDim.x);
+    __syncthreads();
+    sum_planes(staged.resident(), 0, shape.pixels, shape.pixels, int(count), 1, tiles.lanes, cells, put);
+  } else {
+    sum_planes(source, first * shape.pixels + begin, shape.pixels, end - begin, int(count), tiles.segments, tiles.lanes,
+               reinterpret_cast<Sum*>(shared), put);
+  }
+}
+
+// saved[n, c] = sum_p x[n, c, p] / pixels, or the sums of each split into partial[n, split, c]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(char, shared);
+  const Shape& shape = a.shape;
+  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
+    const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
+    sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+      if (tiles.splits == 1) {
+        a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
+      } else {
+        a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+      }
+    });
+    __syncthreads();
+  }
+}
+
+// The means of sample n: where they were saved, or added up from the splits' sums into `staged` [C] (and saved by one).
+template <class T>
+__device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int64_t n, accumulate_t<T>* staged,
+                                               bool save) {
+  using Sum = accumulate_t<T>;
+  Sum* const saved = a.saved + n * a.shape.saved_columns();
+  if (a.sum_splits == 1) return saved;
+  for (int64_t c = threadIdx.x; c < a.shape.channels; c += blockDim.x) {
+    Sum sum = 0;
+    for (int64_t split = 0; split < a.sum_splits; ++split)
+      sum += a.partial[(n * a.sum_splits + split) * a.shape.channels + c];
+    staged[c] = sum / Sum(a.shape.pixels);
+    if (save) saved[c] = staged[c];
+  }
+  return staged;
+}
+
+// activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r])      a warp for each r
+template <class T>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_hidden(const ForwardArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  constexpr int kW = kVectorWidth<T>;
+  SHARED_DYNAMIC(Sum, staged);
+  const Shape& shape = a.shape;
+  const int lane = threadIdx.x % 32;
+  const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const T* const weights = a.parameters.reduce_weight + row * shape.channels;
+  const bool vectorised = shape.channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0;
+  for (int64_t first = int64_t(blockIdx.y) * kHiddenSamples; first < shape.samples;
+       first += int64_t(gridDim.y) * kHiddenSamples) {
+    const Sum* means[kHiddenSamples];
+#pragma unroll
+    for (int s = 0; s < kHiddenSamples; ++s) {  // past the last sample: that one again, and its result dropped
+      const int64_t n = min(first + s, shape.samples - 1);
+      means[s] = sample_means(a, n, staged + s * shape.channels, blockIdx.x == 0 && first + s == n);
+    }
+    __syncthreads();
+    Sum sums[kHiddenSamples] = {};
+    if (row < shape.hidden) {
+      const auto multiply = [&](int64_t k, T weight) {
+#pragma unroll
+        for (int s = 0; s < kHiddenSamples; ++s) sums[s] += widen(weight) * means[s][k];
+      };
+      if (vectorised) {
+        strided(lane * kW, shape.channels, 32 * kW, [&](int64_t k) { return load<kW>(weights + k); },
+                [&](int64_t k, const auto& loaded) {
+#pragma unroll
+                  for (int i = 0; i < kW; ++i) multiply(k + i, loaded.values[i]);
+                });
+      } else {
+        strided(lane, shape.channels, 32, [&](int64_t k) { return weights[k]; }, multiply);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kHiddenSamples; ++s) {
+      const Sum sum = sum_lanes(sums[s], 32);
+      if (lane == 0 && row < shape.hidden && first + s < shape.samples) {
+        const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[row]) : sum;
+        a.saved[(first + s) * shape.saved_columns() + shape.channels + row] = u;
+        a.activated[(first + s) * shape.hidden + row] = activate(u, shape.activation);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// The channels whose coefficients a block of the second pass needs, and its elements or pixels.
+struct MapRange {
+  int64_t first, count;  // channels
+  int64_t begin, end;    // elements of the sample, or pixels where channels_last
+};
+
+template <bool kChannelsLast>
+__device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
+  // Against the order of the first pass: what that read last is the likeliest to be still in the cache.
+  const int64_t block = gridDim.x - 1 - blockIdx.x;
+  const int64_t begin = block % tiles.splits * tiles.span;
+  if constexpr (kChannelsLast) {
+    const int64_t first = block / tiles.splits * tiles.channels;
+    return {first, min(tiles.channels, shape.channels - first), begin, min(shape.pixels, begin + tiles.span)};
+  } else {
+    const int64_t end = min(shape.channels * shape.pixels, begin + tiles.span);
+    const int64_t first = begin / shape.pixels;
+    return {first, (end - 1) / shape.pixels - first + 1, begin, end};
+  }
+}
+
+template <bool kChannelsLast, class Map, class Sum>
+__device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale, const Sum* shift) {
+  constexpr int kW = Map::kWidth;
+  if constexpr (!kChannelsLast) {
+    map_planes(map, range.begin, range.end, shape.pixels, range.first, scale, shift);
+  } else if (map.vectorised && range.count % kW == 0) {
+    map_columns<kW>(map, range.begin, range.end, shape.channels, range.first, range.count, kColumnVectors, scale, shift);
+  } else {
+    map_columns<1>(map, range.begin, range.end, shape.channels, range.first, range.count, kColumnVectors * kW, scale,
+                   shift);
+  }
+}
+
+// y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, shared);
+  const Shape& shape = a.shape;
+  Sum* const gates = shared;  // [tiles.channels + 2]
+  Sum* const staged_means = gates + tiles.channels + 2;
+  Sum* const activated = staged_means + (a.sum_splits > 1 ? shape.channels : 0);
+  const MapRange range = map_range<kChannelsLast>(shape, tiles);
+  for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
+    const int64_t n = shape.samples - 1 - sample;
+    Sum* const saved = a.saved + n * shape.saved_columns();
+    const Sum* input = a.activated + n * shape.hidden;
+    if (a.fused_hidden || !shape.hidden) {
+      input = sample_means(a, n, staged_means, blockIdx.x == 0);
+      __syncthreads();
+    }
+    if (a.fused_hidden) {
+      multiply_rows(a.parameters.reduce_weight, shape.channels, 0, shape.hidden, 0, shape.channels, input,
+                    [&](int64_t r, Sum sum) {
+                      const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
+                      activated[r] = activate(u, shape.activation);
+                      if (blockIdx.x == 0) saved[shape.channels + r] = u;
+                    });
+      __syncthreads();
+      input = activated;
+    }
+    const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+    multiply_rows(a.parameters.expand_weight, width, range.first, range.first + range.count, 0, width, input,
+                  [&](int64_t c, Sum sum) {
+                    const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
+                    gates[c - range.first] = open_gate(v, shape.gate);
+                    // Saved by the block that has the channel's first pixel.
+                    if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
+                      saved[shape.channels + shape.hidden + c] = gates[c - range.first];
+                  });
+    __syncthreads();
+    const int64_t offset = n * shape.channels * shape.pixels;
+    const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr, a.y + offset,
+                          shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised};
+    map_tile<kChannelsLast>(map, shape, range, gates, static_cast<const Sum*>(nullptr));
+    __syncthreads();
+  }
+}
+
+// partial[n, split, c] = sum_p dz[n, c, p] x[n, c, p]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads)
+    squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(char, shared);
+  const Shape& shape = a.shape;
+  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
+    const int64_t offset = n * shape.channels * shape.pixels;
+    const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
+    sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+    });
+    __syncthreads();
+  }
+}
+
+// dv[c] = gate'(v[c]) sum_split partial[split, c], as an array that is computed at each reading
+template <class T>
+struct GradLogits {
+  using Sum = accumulate_t<T>;
+  const Sum *partial, *gates;
+  int64_t splits, channels;
+  Gate gate;
+  __device__ GradLogits(const BackwardArguments<T>& a, int64_t n)
+      : partial(a.partial + n * a.sum_splits * a.shape.channels),
+        gates(a.saved + n * a.shape.saved_columns() + a.shape.channels + a.shape.hidden),
+        splits(a.sum_splits),
+        channels(a.shape.channels),
+        gate(a.shape.gate) {}
+  __device__ Sum operator[](int64_t c) const {
+    Sum sum = 0;
+    for (int64_t split = 0; split < splits; ++split) sum += partial[split * channels + c];
+    return sum * gate_derivative(gates[c], gate);
+  }
+};
+
+// Vectors of columns that a block of the hidden layer's gradient takes: 64 bytes of a row, whole sectors, so that there
+// are many blocks and many rows at once.
+inline constexpr int kHiddenGradVectors = 4;
+
+// du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r]; the first block also writes dv[n, :]
+template <class T>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  SHARED(Sum, cells, [kThreads * kVectorWidth<T>]);
+  const Shape& shape = a.shape;
+  const int64_t width = kHiddenGradVectors * kVectorWidth<T>, first = blockIdx.x * width;
+  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
+    const GradLogits<T> grad_logits(a, n);
+    const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
+    if (first < shape.hidden)
+      multiply_columns(a.parameters.expand_weight, shape.hidden, shape.channels, first,
+                       min(width, shape.hidden - first), kHiddenGradVectors, grad_logits, cells,
+                       [&](int64_t j, Sum sum) {
+                         a.grad_hidden[n * shape.hidden + first + j] =
+                             sum * activation_derivative(u[first + j], shape.activation);
+                       });
+    if (blockIdx.x == 0)
+      for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
+        a.grad_logits[n * shape.channels + c] = grad_logits[c];
+  }
+}
+
+// grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, shared);
+  const Shape& shape = a.shape;
+  Sum* const cells = shared;  // [threads * vector]
+  Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
+  Sum* const shift = scale + tiles.channels + 2;
+  Sum* const logits = shift + tiles.channels + 2;
+  Sum* const hidden = logits + shape.channels;  // these two with fused_hidden only
+  const MapRange range = map_range<kChannelsLast>(shape, tiles);
+  for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
+    const int64_t n = shape.samples - 1 - sample;
+    const Sum* const saved = a.saved + n * shape.saved_columns();
+    const Sum* input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
+    if (a.grad_x && a.fused_hidden) {
+      const GradLogits<T> grad_logits(a, n);
+      for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
+        logits[c] = grad_logits[c];
+        if (blockIdx.x == 0) a.grad_logits[n * shape.channels + c] = logits[c];
+      }
+      __syncthreads();
+      multiply_columns(a.parameters.expand_weight, shape.hidden, shape.channels, 0, shape.hidden, kColumnVectors,
+                       static_cast<const Sum*>(logits), cells, [&](int64_t r, Sum sum) {
+                         hidden[r] = sum * activation_derivative(saved[shape.channels + r], shape.activation);
+                         if (blockIdx.x == 0) a.grad_hidden[n * shape.hidden + r] = hidden[r];
+                       });
+      input = hidden;
+    }
+    if (a.grad_x) {
+      const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
+      multiply_columns(weight, shape.channels, shape.hidden ? shape.hidden : shape.channels, range.first, range.count,
+                       kColumnVectors, input, cells, [&](int64_t j, Sum sum) {
+                         shift[j] = sum / Sum(shape.pixels);
+                         scale[j] = saved[shape.channels + shape.hidden + range.first + j];
+                       });
+    }
+    const int64_t offset = n * shape.channels * shape.pixels;
+    const GradMap<T> map{a.grad_y + offset,
+                         a.y ? a.y + offset : nullptr,
+                         a.grad_x ? a.grad_x + offset : nullptr,
+                         a.grad_residual ? a.grad_residual + offset : nullptr,
+                         a.output_reuse,
+                         a.map_vectorised};
+    const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
+    map_tile<kChannelsLast>(map, shape, range, a.grad_x ? scale : none, a.grad_x ? shift : none);
+    __syncthreads();
+  }
+}
+
+template <class T>
+struct WeightGradArguments {
+  using Sum = accumulate_t<T>;
+  const Sum *grad_logits, *grad_hidden;                                         // [N, C], [N, rd]
+  const Sum* saved;                                                             // [N, 2 C + rd]
+  T *grad_reduce_weight, *grad_reduce_bias, *grad_expand_weight, *grad_expand_bias;  // or null
+  Shape shape;
+};
+
+// weight[i, j] = sum_n rows[n, i] f(columns[n, j]), bias[i] = sum_n rows[n, i]: the samples in their order
+template <class T, class Map>
+__device__ void outer_sum(int64_t samples, const accumulate_t<T>* rows, int64_t row_pitch, int64_t row_count,
+                          const accumulate_t<T>* columns, int64_t column_pitch, int64_t column_count, T* weight,
+                          T* bias, Map map) {
+  using Sum = accumulate_t<T>;
+  const int64_t weights = weight ? row_count * column_count : 0, outputs = weights + (bias ? row_count : 0);
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < outputs; i += int64_t(gridDim.x) * blockDim.x) {
+    Sum sum = 0;
+    if (i < weights) {
+      const Sum* const row = rows + i / column_count;
+      const Sum* const column = columns + i % column_count;
+#pragma unroll 4
+      for (int64_t n = 0; n < samples; ++n) sum += row[n * row_pitch] * map(column[n * column_pitch]);
+      weight[i] = narrow<T>(sum);
+    } else {
+#pragma unroll 4
+      for (int64_t n = 0; n < samples; ++n) sum += rows[n * row_pitch + i - weights];
+      bias[i - weights] = narrow<T>(sum);
+    }
+  }
+}
+
+// d expand_weight = sum_n dv activation(u)^T, d reduce_weight = sum_n du s^T, and the biases       blockIdx.y: which
+template <class T>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_weights(const WeightGradArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  const Shape& shape = a.shape;
+  const int64_t pitch = shape.saved_columns();
+  const auto same = [](Sum value) { return value; };
+  if (blockIdx.y == 0 && shape.hidden) {
+    outer_sum(shape.samples, a.grad_logits, shape.channels, shape.channels, a.saved + shape.channels, pitch,
+              shape.hidden, a.grad_expand_weight, a.grad_expand_bias,
+              [&](Sum value) { return activate(value, shape.activation); });
+  } else if (blockIdx.y == 0) {
+    outer_sum(shape.samples, a.grad_logits, shape.channels, shape.channels, a.saved, pitch, shape.channels,
+              a.grad_expand_weight, a.grad_expand_bias, same);
+  } else {
+    outer_sum(shape.samples, a.grad_hidden, shape.hidden, shape.hidden, a.saved, pitch, shape.channels,
+              a.grad_reduce_weight, a.grad_reduce_bias, same);
+  }
+}
+
+}  // namespace attnkernels::squeeze_excite

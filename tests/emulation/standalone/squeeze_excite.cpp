@@ -1,0 +1,265 @@
+// squeeze_excite [SEED]: runs the CUDA launchers on heap memory of exact size, small odd shapes, every path, and
+// compares with plain loops in double. Exits with 1 and a line per wrong result; sanitizers end it by themselves.
+#include "squeeze_excite/squeeze_excite_launch.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/language.cuh"
+
+namespace se = attnkernels::squeeze_excite;
+using se::DataType;
+
+namespace {
+
+int failures = 0;
+
+double to_double(float value) { return value; }
+double to_double(double value) { return value; }
+double to_double(__half value) { return __half2float(value); }
+double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
+void assign(float& to, double value) { to = float(value); }
+void assign(double& to, double value) { to = value; }
+void assign(__half& to, double value) { to = __float2half(float(value)); }
+void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
+
+// Heap memory of exact size, which AddressSanitizer guards, its first element `offset` elements past an aligned one.
+template <class T>
+struct Buffer {
+  std::unique_ptr<T[]> memory;
+  int64_t count = 0, offset = 0;
+  explicit Buffer(int64_t n = 0, int64_t past = 0) : memory(n ? new T[n + past] : nullptr), count(n), offset(past) {
+    for (int64_t i = 0; i < n; ++i) assign(memory[past + i], NAN);
+  }
+  T* data() { return memory ? memory.get() + offset : nullptr; }
+  T& operator[](int64_t i) { return memory[offset + i]; }
+  std::vector<double> doubles() {
+    std::vector<double> result(count);
+    for (int64_t i = 0; i < count; ++i) result[i] = to_double((*this)[i]);
+    return result;
+  }
+};
+
+struct Case {
+  int64_t samples, channels, hidden, pixels;
+  bool residual = false, clip = false, bias = true, silu = false, hard = false;
+  int64_t offset = 0;  // of the feature maps, in elements past an aligned address
+  bool unequal = false;  // grad_y and residual are aligned otherwise than x
+};
+
+struct Path {
+  const char* name;
+  se::Limits limits;
+};
+
+// Small devices: a few blocks of few threads take every branch.
+constexpr Path kPaths[] = {
+    {"two passes", {80, 4, 1 << 24, 64 << 10, 64, 64}},
+    {"two passes in waves", {80, 1, 4 << 10, 64 << 10, 64, 64}},
+    {"two passes split", {80, 64, 1 << 24, 64 << 10, 64, 64}},
+    {"single pass", {90, 4, 1 << 24, 200 << 10, 64, 64}},
+};
+
+void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want, double tolerance) {
+  double scale = 1e-30, worst = 0;
+  for (double value : want) scale = std::max(scale, std::fabs(value));
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(got[i] - want[i]) / scale;
+    worst = error <= worst ? worst : error;  // a NaN is the worst
+  }
+  if (got.size() == want.size() && worst <= tolerance) return;
+  std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst, tolerance);
+  ++failures;
+}
+
+struct Expected {
+  std::vector<double> y, saved, grad_x, grad_residual, grad_w1, grad_b1, grad_w2, grad_b2;
+};
+
+double activation(double u, bool silu) { return silu ? u / (1 + std::exp(-u)) : std::max(u, 0.); }
+double activation_derivative(double u, bool silu) {
+  const double s = 1 / (1 + std::exp(-u));
+  return silu ? s * (1 + u * (1 - s)) : u > 0;
+}
+
+// The formulas of attnkernels/ops/squeeze_excite/reference.py; feature maps are [N, C, HW]. y_seen: what the forward
+// gave, whose sign decides in the backward.
+Expected expect(const Case& c, const std::vector<double>& x, const std::vector<double>& w1, const std::vector<double>& b1,
+                const std::vector<double>& w2, const std::vector<double>& b2, const std::vector<double>& residual,
+                const std::vector<double>& grad_y, const std::vector<double>& y_seen) {
+  const int64_t C = c.channels, R = c.hidden, P = c.pixels, K = R ? R : C, columns = 2 * C + R;
+  Expected e;
+  e.y.resize(x.size());
+  e.grad_x.resize(x.size());
+  e.grad_residual.resize(x.size());
+  e.saved.resize(c.samples * columns);
+  e.grad_w1.resize(w1.size());
+  e.grad_b1.resize(b1.size());
+  e.grad_w2.resize(w2.size());
+  e.grad_b2.resize(b2.size());
+  for (int64_t n = 0; n < c.samples; ++n) {
+    double *mean = &e.saved[n * columns], *u = mean + C, *g = u + R;
+    std::vector<double> input(K), slope(C), dv(C), du(K), ds(C);
+    for (int64_t i = 0; i < C; ++i) {
+      for (int64_t p = 0; p < P; ++p) mean[i] += x[(n * C + i) * P + p] / double(P);
+    }
+    for (int64_t r = 0; r < R; ++r) {
+      u[r] = b1.empty() ? 0 : b1[r];
+      for (int64_t i = 0; i < C; ++i) u[r] += w1[r * C + i] * mean[i];
+      input[r] = activation(u[r], c.silu);
+    }
+    if (!R) input.assign(mean, mean + C);
+    for (int64_t i = 0; i < C; ++i) {
+      double v = b2.empty() ? 0 : b2[i];
+      for (int64_t k = 0; k < K; ++k) v += w2[i * K + k] * input[k];
+      g[i] = c.hard ? std::min(std::max(v / 6 + 0.5, 0.), 1.) : 1 / (1 + std::exp(-v));
+      slope[i] = c.hard ? (std::fabs(v) < 3 ? 1. / 6 : 0) : g[i] * (1 - g[i]);
+      double dg = 0;
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t at = (n * C + i) * P + p;
+        const double y = x[at] * g[i] + (residual.empty() ? 0 : residual[at]);
+        e.y[at] = c.clip ? std::max(y, 0.) : y;
+        e.grad_residual[at] = c.clip && y_seen[at] <= 0 ? 0 : grad_y[at];
+        dg += e.grad_residual[at] * x[at];
+      }
+      dv[i] = dg * slope[i];
+      if (!b2.empty()) e.grad_b2[i] += dv[i];
+      for (int64_t k = 0; k < K; ++k) {
+        e.grad_w2[i * K + k] += dv[i] * input[k];
+        du[k] += dv[i] * w2[i * K + k];
+      }
+    }
+    for (int64_t r = 0; r < R; ++r) {
+      du[r] *= activation_derivative(u[r], c.silu);
+      if (!b1.empty()) e.grad_b1[r] += du[r];
+      for (int64_t i = 0; i < C; ++i) {
+        e.grad_w1[r * C + i] += du[r] * mean[i];
+        ds[i] += du[r] * w1[r * C + i];
+      }
+    }
+    if (!R) ds = du;
+    for (int64_t i = 0; i < C; ++i)
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t at = (n * C + i) * P + p;
+        e.grad_x[at] = e.grad_residual[at] * g[i] + ds[i] / double(P);
+      }
+  }
+  return e;
+}
+
+// [N, C, HW] from the layout of the kernels.
+std::vector<double> planes(const std::vector<double>& values, const Case& c, bool channels_last) {
+  if (!channels_last || values.empty()) return values;
+  std::vector<double> result(values.size());
+  for (int64_t n = 0; n < c.samples; ++n)
+    for (int64_t i = 0; i < c.channels; ++i)
+      for (int64_t p = 0; p < c.pixels; ++p)
+        result[(n * c.channels + i) * c.pixels + p] = values[(n * c.pixels + p) * c.channels + i];
+  return result;
+}
+
+template <class T>
+void check(const Case& c, const Path& path, bool channels_last, DataType type, double tolerance, unsigned seed) {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  const auto fill = [&](int64_t count, double scale, int64_t offset = 0) {
+    Buffer<T> buffer(count, offset);
+    for (int64_t i = 0; i < count; ++i) assign(buffer[i], scale * normal(generator));
+    return buffer;
+  };
+  const int64_t elements = c.samples * c.channels * c.pixels, width = c.hidden ? c.hidden : c.channels;
+  const int64_t other = c.unequal ? c.offset + 1 : c.offset;
+  auto x = fill(elements, 1, c.offset), residual = fill(c.residual ? elements : 0, 1, other), grad_y = fill(elements, 1, other);
+  auto w1 = fill(c.hidden * c.channels, 1), b1 = fill(c.bias ? c.hidden : 0, 1);
+  auto w2 = fill(c.channels * width, 1), b2 = fill(c.bias ? c.channels : 0, 1);
+  Buffer<T> y(elements, c.offset), grad_x(elements, c.offset), grad_residual(elements, c.offset);
+  Buffer<T> grad_w1(w1.count), grad_b1(b1.count), grad_w2(w2.count), grad_b2(b2.count);
+
+  const se::Shape shape{c.samples, c.channels, c.hidden, c.pixels, channels_last,
+                        c.silu ? se::Activation::kSilu : se::Activation::kRelu,
+                        c.hard ? se::Gate::kHardSigmoid : se::Gate::kSigmoid,
+                        c.clip ? se::OutputActivation::kRelu : se::OutputActivation::kNone};
+  Buffer<Sum> saved(c.samples * shape.saved_columns());
+  std::string name = std::string(path.name) + (channels_last ? " channels_last" : "") + " type " +
+                     std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " + std::to_string(c.channels) +
+                     " rd " + std::to_string(c.hidden) + " HW " + std::to_string(c.pixels);
+  const auto run = [&](const char* what, const se::Result& result) {
+    if (!result.error) return;
+    std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
+    ++failures;
+  };
+
+  const se::Plan plan = se::choose_forward(type, shape, path.limits);
+  const bool single = path.limits.compute_capability >= 90;
+  if (single != (plan.cluster > 0)) {
+    std::printf("%s: the other path was taken: %s\n", name.c_str(), plan.reason);
+    ++failures;
+  }
+  Buffer<Sum> scratch(se::forward_scratch(shape, plan));
+  run("forward", se::forward(type, shape, plan,
+                             {x.data(), w1.data(), b1.data(), w2.data(), b2.data(), residual.data(), y.data(),
+                              saved.data(), scratch.data()},
+                             nullptr));
+  const Expected want = expect(c, planes(x.doubles(), c, channels_last), w1.doubles(), b1.doubles(), w2.doubles(),
+                               b2.doubles(), planes(residual.doubles(), c, channels_last),
+                               planes(grad_y.doubles(), c, channels_last), planes(y.doubles(), c, channels_last));
+  compare(name + " y", planes(y.doubles(), c, channels_last), want.y, tolerance);
+  compare(name + " saved", saved.doubles(), want.saved, std::is_same_v<T, double> ? 1e-13 : 1e-5);
+
+  for (const int needs : {se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights, int(se::kNeedsX), int(se::kNeedsWeights),
+                          int(se::kNeedsResidual)}) {
+    const se::Plan backward = se::choose_backward(type, shape, path.limits, needs);
+    Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
+    const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual, for_weights = needs & se::kNeedsWeights;
+    run("backward", se::backward(type, shape, backward,
+                                 {grad_y.data(), x.data(), c.clip ? y.data() : nullptr, w1.data(), w2.data(), saved.data(),
+                                  for_x ? grad_x.data() : nullptr, for_residual ? grad_residual.data() : nullptr,
+                                  for_weights ? grad_w1.data() : nullptr, for_weights ? grad_b1.data() : nullptr,
+                                  for_weights ? grad_w2.data() : nullptr, for_weights ? grad_b2.data() : nullptr,
+                                  backward_scratch.data()},
+                                 nullptr));
+    const std::string with = name + " needs " + std::to_string(needs);
+    if (for_x) compare(with + " grad_x", planes(grad_x.doubles(), c, channels_last), want.grad_x, tolerance);
+    if (for_residual)
+      compare(with + " grad_residual", planes(grad_residual.doubles(), c, channels_last), want.grad_residual, tolerance);
+    if (for_weights) {
+      compare(with + " grad_reduce_weight", grad_w1.doubles(), want.grad_w1, tolerance);
+      compare(with + " grad_reduce_bias", grad_b1.doubles(), want.grad_b1, tolerance);
+      compare(with + " grad_expand_weight", grad_w2.doubles(), want.grad_w2, tolerance);
+      compare(with + " grad_expand_bias", grad_b2.doubles(), want.grad_b2, tolerance);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const unsigned seed = count > 1 ? unsigned(std::atoi(arguments[1])) : 1;
+  const std::vector<Case> cases = {
+      {2, 5, 3, 49, true, true},
+      {3, 16, 4, 9, false, true, false, true},
+      {1, 8, 2, 600, true, false, true, false, true},  // long planes
+      {2, 24, 20, 1, false, false, true, true},
+      {1, 3, 0, 50, true, true, true, false, true},
+      {2, 16, 0, 16, false, false},
+      {1, 7, 2, 61, true, true, true, false, false, 1},
+      {1, 8, 2, 33, true, true, true, true, true, 3, true},
+      {1, 1, 1, 1},
+  };
+  for (const Path& path : kPaths)
+    for (const Case& c : cases)
+      for (const bool channels_last : {false, true}) {
+        check<float>(c, path, channels_last, DataType::kFloat, 2e-5, seed);
+        check<__nv_bfloat16>(c, path, channels_last, DataType::kBFloat16, 6e-3, seed);
+        check<__half>(c, path, channels_last, DataType::kHalf, 8e-4, seed);
+        check<double>(c, path, channels_last, DataType::kDouble, 1e-13, seed);
+      }
+  std::printf("%s\n", failures ? "wrong" : "right");
+  return failures ? 1 : 0;
+}
