@@ -31,12 +31,6 @@
 #define __grid_constant__
 #define __shared__ static_assert(false, "write SHARED(type, name, [size]) or SHARED_DYNAMIC(type, name)")
 
-#define threadIdx (::attnkernels::emulation::current_thread->index)
-#define blockIdx (::attnkernels::emulation::current_thread->block->index)
-#define blockDim (::attnkernels::emulation::current_grid->block)
-#define gridDim (::attnkernels::emulation::current_grid->grid)
-#define warpSize 32
-
 #define SHARED(T, name, ...)                              \
   static const char attnkernels_key_of_##name = 0;        \
   using attnkernels_type_of_##name = T __VA_ARGS__;       \

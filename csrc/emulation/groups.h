@@ -9,10 +9,7 @@ class thread_block {
   void sync(ATTNKERNELS_HERE) const { __syncthreads(where); }
   unsigned thread_rank() const { return attnkernels::emulation::current_thread->rank; }
   unsigned num_threads() const { return size(); }
-  unsigned size() const {
-    const dim3 block = attnkernels::emulation::current_grid->block;
-    return block.x * block.y * block.z;
-  }
+  unsigned size() const { return blockDim.x * blockDim.y * blockDim.z; }
 };
 inline thread_block this_thread_block() { return {}; }
 

@@ -15,6 +15,9 @@
 #include "emulation/memory.h"
 #include "emulation/sanitizers.h"
 
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
 namespace attnkernels::emulation {
 
 Thread* current_thread = nullptr;
@@ -62,6 +65,12 @@ struct Barrier {
 
 struct Warp {
   unsigned alive = 0, waiting = 0;  // masks of lanes
+};
+
+struct SharedArray {
+  const void* key;  // of its declaration; null: the dynamic one
+  char* data;
+  size_t bytes;
 };
 
 struct Cluster;
@@ -224,6 +233,8 @@ class Residents {
 
   void resume(ThreadState& thread) {
     current_thread = &thread;
+    threadIdx = thread.index;
+    blockIdx = thread.block->index;
     before_resume(scheduler_shadow, thread.shadow, thread.stack, kStackBytes);
     thread.self = std::move(thread.self).resume();
     after_resume(scheduler_shadow);
@@ -584,13 +595,21 @@ void record_launches(bool on) {
 }
 const std::vector<LaunchRecord>& recorded_launches() { return records; }
 
-const std::vector<SharedArray>& shared_arrays(const Block& block) {
-  return static_cast<const BlockState&>(block).arrays;
+Memory memory_of(const Block& block, const void* address) {
+  const BlockState& mine = static_cast<const BlockState&>(block);
+  for (const BlockState* other : mine.cluster->blocks)
+    for (const SharedArray& array : other->arrays)
+      if (address >= array.data && address < array.data + array.bytes)
+        return other == &mine ? Memory::kShared : Memory::kRemoteShared;
+  return Memory::kGlobal;
 }
 
-bool on_stack(const Thread& thread, const void* address) {
+bool is_bookkeeping(const Thread& thread, const void* address) {
   const char* stack = static_cast<const ThreadState&>(thread).stack;
-  return address >= stack && address < stack + kStackBytes;
+  const auto within = [&](const auto* object) { return address >= object && address < object + 1; };
+  return (address >= stack && address < stack + kStackBytes) || within(&thread) || within(thread.block) ||
+         within(&threadIdx) || within(&blockIdx) || within(&blockDim) || within(&gridDim) || within(&current_thread) ||
+         within(&current_grid) || within(current_grid);
 }
 
 cudaError_t run(const Grid& grid, const std::function<void()>& body) {
@@ -601,6 +620,8 @@ cudaError_t run(const Grid& grid, const std::function<void()>& body) {
     return set_last_error(refused, explanation);
   error = nullptr;
   current_grid = &grid;
+  blockDim = grid.block;
+  gridDim = grid.grid;
   size_t static_shared;
   {
     Launch launch(grid);

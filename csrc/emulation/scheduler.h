@@ -15,6 +15,11 @@
 #include <utility>
 #include <vector>
 
+// CUDA's built-in variables, of the thread that is running.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+inline constexpr int warpSize = 32;
+
 namespace attnkernels::emulation {
 
 using Location = std::source_location;
@@ -76,14 +81,10 @@ struct LaunchRecord {
 void record_launches(bool on);
 const std::vector<LaunchRecord>& recorded_launches();
 
-// Shared arrays of a block, for those who watch its memory (traffic.cpp).
-struct SharedArray {
-  const void* key;  // null: the dynamic one
-  char* data;
-  size_t bytes;
-};
-const std::vector<SharedArray>& shared_arrays(const Block& block);
-bool on_stack(const Thread& thread, const void* address);
+// For those who watch the memory (traffic.cpp).
+enum class Memory { kGlobal, kShared, kRemoteShared };
+Memory memory_of(const Block& block, const void* address);       // as a thread of that block sees it
+bool is_bookkeeping(const Thread& thread, const void* address);  // its stack, or what threadIdx and the like read
 extern void (*block_ended)(const Block& block);  // null, or called when the last thread of a block has returned
 
 template <class Config, class... Parameters, class... Arguments>

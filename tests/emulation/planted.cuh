@@ -125,7 +125,7 @@ __global__ void last_block_sum(const float* x, float* partial, unsigned* count, 
 }
 
 // A barrier that the threads from `stop` on reach at another place, or never.
-static __global__ void divergent_barrier(unsigned stop, bool elsewhere) {
+inline __global__ void divergent_barrier(unsigned stop, bool elsewhere) {
   if (threadIdx.x < stop)
     __syncthreads();
   else if (elsewhere)

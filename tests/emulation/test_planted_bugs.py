@@ -1,0 +1,65 @@
+"""Every kind of bug that the emulation promises to find is planted in a small kernel, and must be found."""
+
+import os
+import subprocess
+
+import pytest
+
+from attnkernels.testing import emulation
+
+MODES = ("plain", "asan", "tsan")
+KERNELS = ("gate_rows", "subtract_mean", "cluster_mean", "last_block_sum", "divergent_barrier")
+WRONG = "want"  # the program compared the numbers itself
+RACE = "ThreadSanitizer: data race"
+
+# kernel, bug, mode that must find it, what it must say
+BUGS = [
+    ("gate_rows", "no_block_barrier", "plain", WRONG),
+    ("gate_rows", "no_block_barrier", "tsan", RACE),
+    ("gate_rows", "global_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
+    ("gate_rows", "shared_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
+    ("subtract_mean", "plain_accumulate", "tsan", RACE),
+    ("subtract_mean", "no_grid_barrier", "plain", WRONG),
+    ("subtract_mean", "no_grid_barrier", "tsan", RACE),
+    ("cluster_mean", "no_cluster_barrier", "plain", WRONG),
+    ("cluster_mean", "no_cluster_barrier", "tsan", RACE),
+    ("cluster_mean", "no_final_cluster_barrier", "tsan", RACE),
+    ("last_block_sum", "no_release_fence", "tsan", RACE),
+    ("last_block_sum", "no_acquire_fence", "tsan", RACE),
+    *(("divergent_barrier", "never", mode, "deadlock") for mode in MODES),
+    *(("divergent_barrier", "elsewhere", mode, "wait at different barriers") for mode in MODES),
+]
+
+
+def run(mode: str, kernel: str, bug: str, seed: int) -> subprocess.CompletedProcess:
+    program = emulation.build(mode, "planted")
+    environment = {**os.environ, "ATTNKERNELS_EMULATION_SEED": str(seed)}
+    return subprocess.run([program, kernel, bug], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_correct_kernel_passes(mode, kernel):
+    for seed in (1, 2, 3):
+        done = run(mode, kernel, "none", seed)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("kernel", "bug", "mode", "says"), BUGS)
+def test_a_planted_bug_is_found(kernel, bug, mode, says):
+    for seed in (1, 2, 3):
+        done = run(mode, kernel, bug, seed)
+        assert done.returncode != 0
+        assert says in done.stderr
+
+
+def test_reports_name_the_line_of_the_kernel():
+    for bug, mode in (("no_block_barrier", "tsan"), ("global_out_of_bounds", "asan")):
+        assert "planted.cuh:" in run(mode, "gate_rows", bug, 1).stderr
+    assert "planted.cuh:" in run("plain", "divergent_barrier", "never", 1).stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tensor_core_tiles(mode):
+    done = subprocess.run([emulation.build(mode, "mma")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,71 @@
+"""Where nvcc, its headers and the binary utilities are; none of them needs a GPU or a driver."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+
+def _pip_packages() -> list[Path]:
+    """The folders of the pip packages nvidia-*."""
+    return sorted((Path(sysconfig.get_path("purelib")) / "nvidia").glob("*"))
+
+
+@functools.cache
+def nvcc() -> str | None:
+    """nvcc of CUDA_HOME, on the PATH, or of the pip packages."""
+    candidates = [Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"] if os.environ.get("CUDA_HOME") else []
+    if on_path := shutil.which("nvcc"):
+        candidates.append(Path(on_path))
+    candidates += [folder / "bin" / "nvcc" for folder in _pip_packages()]
+    return next((str(path) for path in candidates if path.exists()), None)
+
+
+@functools.cache
+def nvcc_version() -> str:
+    """Such as "13.0"; empty without nvcc."""
+    if not nvcc():
+        return ""
+    out = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+    return match.group(1) if (match := re.search(r"release ([\d.]+)", out)) else ""
+
+
+@functools.cache
+def include_folders() -> tuple[str, ...]:
+    """The folders of cuda_runtime_api.h and of the crt/host_defines.h that it includes; empty where they are missing."""
+    candidates: list[Path] = []
+    if nvcc():
+        # The nvcc on the PATH may be a wrapper script elsewhere; the toolkit's own idea of its root is the truth.
+        dry_run = subprocess.run([nvcc(), "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+        top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
+        root = Path(top.group(1).strip()) if top else Path(nvcc()).resolve().parent.parent
+        candidates += [*root.glob("targets/*/include"), root / "include"]
+    candidates += [folder / "include" for folder in _pip_packages()]
+    found = []
+    for header in ("cuda_runtime_api.h", "crt/host_defines.h", "cuda_fp16.h"):
+        folder = next((str(path.resolve()) for path in candidates if (path / header).exists()), None)
+        if folder is None:
+            return ()
+        if folder not in found:
+            found.append(folder)
+    return tuple(found)
+
+
+@functools.cache
+def utility(name: str) -> str | None:
+    """cuobjdump or nvdisasm: of the toolkit, on the PATH, of Triton's wheel, or of the pip packages."""
+    candidates = []
+    if nvcc():
+        candidates.append(Path(nvcc()).resolve().parent / name)
+    if on_path := shutil.which(name):
+        candidates.append(Path(on_path))
+    if triton := importlib.util.find_spec("triton"):
+        candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name)
+    candidates += [folder / "bin" / name for folder in _pip_packages()]
+    return next((str(path) for path in candidates if path.exists()), None)
