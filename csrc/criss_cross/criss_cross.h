@@ -43,31 +43,34 @@ inline int64_t line_start(const Lines& lines, int64_t line) {
   return line / lines.step * lines.step * lines.length + line % lines.step;
 }
 
+// Sums are held in the accumulators' type from the first pass to the last: `partial` members are workspaces of the shape
+// and layout of the result, and the result itself where its type is the accumulators'.
+
 template <class T, class Accumulator>
 struct AttentionForward {
   Shape shape;
   const T* query;            // [N, Cq, D, H, W]
   const T* key;              // [N, Cq, D, H, W]
   const T* value;            // [N, C, D, H, W]
-  T* out;                    // [N, C, D, H, W]; between the passes: the sums so far, not yet divided
+  T* out;                    // [N, C, D, H, W]
+  Accumulator* partial_out;  // the average over the keys so far
   Accumulator* log_sum_exp;  // [N, D, H, W]; between the passes: the largest energy so far
   Accumulator* sum;          // [N, D, H, W] workspace: sum of exp(energy - largest energy so far)
 };
 
+// Gradients that are not wanted are null.
 template <class T, class Accumulator>
 struct AttentionBackward {
   Shape shape;
-  int needs;
   const T* grad_out;               // [N, C, D, H, W]
   const T* query;                  // [N, Cq, D, H, W]
   const T* key;                    // [N, Cq, D, H, W]
   const T* value;                  // [N, C, D, H, W]
   const T* out;                    // [N, C, D, H, W]
   const Accumulator* log_sum_exp;  // [N, D, H, W]
-  Accumulator* delta;              // [N, D, H, W] workspace: sum_c grad_out out, written by the first pass
-  T* grad_query;                   // as query, or null
-  T* grad_key;                     // as key, or null
-  T* grad_value;                   // as value, or null
+  Accumulator* delta;              // [N, D, H, W] workspace: sum_c grad_out out
+  T *grad_query, *grad_key, *grad_value;
+  Accumulator *partial_grad_query, *partial_grad_key, *partial_grad_value;
 };
 
 template <class T>
@@ -78,32 +81,33 @@ struct Affinity {
   T* affinity;     // [N, H + W - 1, H, W]
 };
 
-template <class T>
+template <class T, class Accumulator>
 struct AffinityBackward {
   Shape shape;
   const T* grad_affinity;  // [N, H + W - 1, H, W]
   const T* query;          // [N, Cq, H, W]
   const T* key;            // [N, Cq, H, W]
-  T* grad_query;           // as query, or null
-  T* grad_key;             // as key, or null
+  T *grad_query, *grad_key;
+  Accumulator *partial_grad_query, *partial_grad_key;
 };
 
-template <class T>
+template <class T, class Accumulator>
 struct Aggregate {
   Shape shape;
   const T* affinity;  // [N, H + W - 1, H, W]
   const T* value;     // [N, C, H, W]
   T* out;             // [N, C, H, W]
+  Accumulator* partial_out;
 };
 
-template <class T>
+template <class T, class Accumulator>
 struct AggregateBackward {
   Shape shape;
   const T* grad_out;  // [N, C, H, W]
   const T* affinity;  // [N, H + W - 1, H, W]
   const T* value;     // [N, C, H, W]
-  T* grad_affinity;   // as affinity, or null
-  T* grad_value;      // as value, or null
+  T *grad_affinity, *grad_value;
+  Accumulator* partial_grad_value;
 };
 
 }  // namespace attnkernels::criss_cross
