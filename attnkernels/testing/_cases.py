@@ -47,12 +47,14 @@ class OpCase:
         name: what is particular about it.
         arguments: maps a Maker to `(args, kwargs)`.
         small: quick enough for the host emulation and for numerical gradients.
+        through_output: the tensor arguments whose gradient is computed from the stored output (see `_accuracy`).
     """
 
     op: str
     name: str
     arguments: Callable[[Maker], tuple[tuple, dict]]
     small: bool = True
+    through_output: tuple[int, ...] = ()
 
     def make(
         self, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous", seed: int = 0
