@@ -4,9 +4,11 @@ The kernels accumulate in float32 (float64 for float64) and round once, when the
 the float64 result by one rounding of its own dtype (`relative`), plus the accumulated float32 error, which scales with
 the largest element of the tensor (`of_largest`).
 
-Attention in 16 bits rounds once more on the way, as every implementation on tensor cores does: the probabilities, or
-their gradients, are operands of a matrix product, and those have 16 bits (`rounded_operands`). Each term of a sum
-then has a relative error of half a unit; the sum's error scales with the terms, not with what is left of them.
+Attention rounds once more on the way (`rounded_inside`), which adds one rounding of the largest element:
+- It keeps its output for the backward and nothing of its probabilities: the softmax's gradient subtracts
+  sum(grad_output * output) with the output as it was stored.
+- On tensor cores the probabilities and their gradients are operands of a matrix product, which have 16 bits where the
+  tensors do: a sum's error scales with its terms, not with what is left of them.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ TOLERANCES = {
 }
 
 
-def assert_close_to_float64(actual: Tensor, expected: Tensor, what: str, *, rounded_operands: bool = False) -> None:
+def assert_close_to_float64(actual: Tensor, expected: Tensor, what: str, *, rounded_inside: bool = False) -> None:
     """Hold a result to its float64 reference by the table above; NaN and Inf must agree exactly."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     if not actual.numel():
@@ -48,9 +50,7 @@ def assert_close_to_float64(actual: Tensor, expected: Tensor, what: str, *, roun
     if not want.numel():
         return
     tolerance = TOLERANCES[actual.dtype]
-    of_largest = tolerance.of_largest
-    if rounded_operands and actual.dtype.itemsize == 2:
-        of_largest = torch.finfo(actual.dtype).eps / 2
+    of_largest = tolerance.of_largest + (tolerance.relative if rounded_inside else 0)
     tiny = torch.finfo(actual.dtype).smallest_normal
     allowed = tolerance.relative * want.abs() + of_largest * want.abs().max() + tiny
     excess = (got - want).abs() / allowed

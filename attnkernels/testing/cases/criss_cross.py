@@ -12,7 +12,7 @@ def _attention(name, n, query_channels, channels, *space, small=True):
         key, value = make.feature_map(n, query_channels, *space), make.feature_map(n, channels, *space)
         return (query, key, value), {}
 
-    return OpCase("criss_cross_attention", name, arguments, small)
+    return OpCase("criss_cross_attention", name, arguments, small, through_output=(0, 1), products=True)
 
 
 def _affinity(name, n, channels, height, width, small=True):
