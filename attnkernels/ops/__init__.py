@@ -1,5 +1,6 @@
 """The functions, one package per op; re-exported at the top level."""
 
+from .criss_cross import criss_cross_affinity, criss_cross_aggregate, criss_cross_attention
 from .squeeze_excite import squeeze_excite
 
-__all__ = ["squeeze_excite"]
+__all__ = ["criss_cross_affinity", "criss_cross_aggregate", "criss_cross_attention", "squeeze_excite"]
