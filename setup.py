@@ -1,7 +1,7 @@
 """Builds `_C_cpu.so` and, where nvcc and a CUDA build of torch exist (a GPU is not needed), `_C_cuda.so`.
 
 Environment:
-    ATTNKERNELS_CUDA      auto (default): build the CUDA library where possible; 0: never; 1: fail where it cannot be built
+    ATTNKERNELS_CUDA      auto (default): build the CUDA library where possible; 0: never; 1: fail without it
     TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "9.0" or "8.0;9.0+PTX" (default: all from 7.5, PTX for the newest)
     CUDA_HOME             the CUDA toolkit (default: the one nvcc belongs to)
     CXX, MAX_JOBS         as usual
@@ -23,8 +23,25 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes", "-Wno-unknown-pragmas", *STABLE_ABI]
-NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", *STABLE_ABI]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-attributes",
+    "-Wno-unknown-pragmas",
+    *STABLE_ABI,
+]
+NVCC_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fvisibility=hidden",
+    "-DUSE_CUDA",
+    *STABLE_ABI,
+]
 
 
 def find_nvcc() -> str | None:

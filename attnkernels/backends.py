@@ -95,7 +95,7 @@ def cuda_missing(device_index: int) -> str:
     for architecture in built:
         number, ptx = architecture.removesuffix("+PTX"), architecture.endswith("+PTX")
         built_major, built_minor = (int(part) for part in number.split("."))
-        if built_major == major and built_minor <= minor or ptx and (built_major, built_minor) <= (major, minor):
+        if (built_major == major and built_minor <= minor) or (ptx and (built_major, built_minor) <= (major, minor)):
             return ""
     return (
         f"_C_cuda.so was built for {', '.join(built) or 'no architecture'}, this GPU is {found}; "

@@ -47,7 +47,7 @@ inline Tensor as_layout(const Tensor& x, bool channels_last) {
 
 inline Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-  return x ? std::optional<Tensor>(contiguous(*x)) : std::nullopt;
+  return x ? std::optional<Tensor>(attnkernels::contiguous(*x)) : std::nullopt;
 }
 
 // An uninitialised tensor on the device of `like`.

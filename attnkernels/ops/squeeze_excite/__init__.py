@@ -31,7 +31,7 @@ def squeeze_excite(
 ) -> Tensor:
     """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507): y = output_activation(x * g + residual).
 
-    g = gate(expand_weight @ activation(reduce_weight @ mean_hw(x) + reduce_bias) + expand_bias), per sample and channel.
+    g = gate(expand_weight @ activation(reduce_weight @ mean_hw(x) + reduce_bias) + expand_bias), per sample.
 
     Args:
         x: [N, C, H, W], float32, float64, float16 or bfloat16, any strides; contiguous and channels_last run natively.
@@ -39,7 +39,7 @@ def squeeze_excite(
         reduce_bias: [rd] or None.
         expand_weight: [C, rd] or [C, rd, 1, 1].
         expand_bias: [C] or None.
-        activation: "relu", "silu", or any callable on tensors; a callable takes plain PyTorch for the whole op (slower).
+        activation: "relu", "silu", or any callable on tensors; with a callable the whole op is plain PyTorch (slower).
         gate: "sigmoid", "hard_sigmoid", or a callable, as for `activation`.
         residual: [N, C, H, W] added after the gate, or None.
         output_activation: "relu" or None, applied last.
@@ -49,8 +49,8 @@ def squeeze_excite(
         [N, C, H, W] in x's dtype and memory format.
 
     Raises:
-        TypeError: an argument is no dense floating-point tensor, or its dtype is not x's (under autocast the weights are
-            cast to x's dtype instead).
+        TypeError: an argument is no dense floating-point tensor, or its dtype is not x's (under autocast the weights
+            are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
     # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
@@ -59,7 +59,7 @@ def squeeze_excite(
         wall = "reference"
     else:
         wall = None
-    if x.__class__ is Tensor and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
         reduce_weight, reduce_bias, expand_weight, expand_bias = (
             value.to(x.dtype) if isinstance(value, Tensor) else value
             for value in (reduce_weight, reduce_bias, expand_weight, expand_bias)

@@ -32,7 +32,9 @@ def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
     return 2 * channels + (0 if reduce_weight is None else reduce_weight.shape[0])
 
 
-def _forward_fake(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation):
+def _forward_fake(
+    x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation
+):
     columns = saved_columns(x.shape[1], reduce_weight)
     return _output_like(x), x.new_empty((x.shape[0], columns), dtype=accumulation_dtype(x.dtype))
 
@@ -45,10 +47,25 @@ def _output_like(x: Tensor) -> Tensor:
 
 
 def _backward_fake(
-    grad_y, x, y, reduce_weight, reduce_bias, expand_weight, expand_bias, saved, activation, gate, output_activation, needs
+    grad_y,
+    x,
+    y,
+    reduce_weight,
+    reduce_bias,
+    expand_weight,
+    expand_bias,
+    saved,
+    activation,
+    gate,
+    output_activation,
+    needs,
 ):
     def parameter(like: Tensor | None) -> Tensor:
-        return x.new_empty(0) if like is None or not needs & NEEDS_WEIGHTS else torch.empty_like(like, memory_format=torch.contiguous_format)
+        return (
+            x.new_empty(0)
+            if like is None or not needs & NEEDS_WEIGHTS
+            else torch.empty_like(like, memory_format=torch.contiguous_format)
+        )
 
     return (
         _output_like(x) if needs & NEEDS_X else x.new_empty(0),
@@ -63,8 +80,8 @@ def _backward_fake(
 # saved [N, 2 C + rd], in the accumulation dtype: means | hidden pre-activations | gates
 define(
     "squeeze_excite",
-    "(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, Tensor? residual,"
-    " int activation, int gate, int output_activation) -> (Tensor y, Tensor saved)",
+    "(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias,"
+    " Tensor? residual, int activation, int gate, int output_activation) -> (Tensor y, Tensor saved)",
     _forward_fake,
     f"{_TRITON}:squeeze_excite",
 )
@@ -86,7 +103,9 @@ class SqueezeExciteFunction(torch.autograd.Function):
     """Saves x, the weights and O(N C) numbers; y too where the output activation needs its sign."""
 
     @staticmethod
-    def forward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation, wall):
+    def forward(
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation, wall
+    ):
         return overload(wall, "squeeze_excite")(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation],

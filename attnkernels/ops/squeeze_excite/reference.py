@@ -10,9 +10,10 @@ Without reduce_weight the excitation is a single layer, v = expand_weight s + ex
 
 Backward, for dz = dy * output_activation'(y):
 
-    dg = sum_hw dz x        dv = dg gate'(v)        du = (expand_weight^T dv) activation'(u)      ds = reduce_weight^T du
-    dx = dz g + ds / (H W)  dresidual = dz          d expand_weight = sum_n dv activation(u)^T    d reduce_weight = sum_n du s^T
-    d expand_bias = sum_n dv                        d reduce_bias = sum_n du
+    dg = sum_hw dz x        dv = dg gate'(v)        du = (expand_weight^T dv) activation'(u)    ds = reduce_weight^T du
+    dx = dz g + ds / (H W)                          dresidual = dz
+    d expand_weight = sum_n dv activation(u)^T      d expand_bias = sum_n dv
+    d reduce_weight = sum_n du s^T                  d reduce_bias = sum_n du
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+# make demo    set everything up, patch real models, run them on a photograph: same outputs, how much faster
+# make test    set everything up, build every wall, run the test-suite
+# make bench   microbenchmarks and whole models       make gpu      everything, on a machine with a GPU (offline)
+# make fuzz    random shapes, strides and options     make mutate   does the suite notice broken CUDA kernels?
+# make lint    ruff, clang-format                     make docs     the site       make wheel   a wheel in dist/
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MAX_JOBS ?= $(shell nproc)
+export MAX_JOBS
+SOURCES := $(shell find csrc attnkernels/_version.py setup.py pyproject.toml -type f)
+
+.PHONY: demo test bench gpu fuzz mutate lint format docs wheel clean
+
+demo: $(VENV)/.built
+	$(BIN)/python -m benchmarks demo $(ARGS)
+
+test: $(VENV)/.built $(VENV)/.ttsem build/.boost
+	$(BIN)/python -m tools.emulated --mode plain
+	$(BIN)/python -m pytest tests -q -n $(MAX_JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m ttsem.sanitize pytest tests/triton -q
+
+bench: $(VENV)/.built
+	$(BIN)/python -m benchmarks micro $(ARGS)
+	$(BIN)/python -m benchmarks models $(ARGS)
+
+# On a GPU machine nothing is downloaded: the Python, torch and compiler that are there are used.
+gpu:
+	$(PYTHON) -m tools.gpu $(ARGS)
+
+fuzz: $(VENV)/.built
+	$(BIN)/python -m pytest tests/fuzz -q -p no:cacheprovider $(ARGS)
+
+mutate: $(VENV)/.built build/.boost
+	$(BIN)/python -m tools.mutate $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+
+docs: $(VENV)/.built
+	$(BIN)/pip install --quiet mkdocs "mkdocstrings[python]"
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.torch
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info attnkernels/*.so attnkernels/_build.json demo.png demo.json
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	$(BIN)/pip install --quiet "torch>=2.10" torchvision
+	touch $@
+
+# Without build isolation: the libraries are built against, and with, the torch of the environment.
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	touch $@
+
+# Runs Triton kernels on the CPU with checks. It states a newer Python than it needs.
+$(VENV)/.ttsem: $(VENV)/.torch
+	$(BIN)/pip install --quiet --no-deps --ignore-requires-python ttsem==0.1.0
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch
+	$(BIN)/pip install --quiet "ruff>=0.14" "clang-format>=20"
+	touch $@
+
+# The emulation of CUDA threads needs Boost.Context: from the system, or installed where we may.
+build/.boost:
+	mkdir -p build
+	test -e /usr/include/boost/context/fiber.hpp || (apt-get update -qq && apt-get install -y -qq libboost-context-dev) \
+	  || (echo "make test needs Boost.Context: install libboost-context-dev (Debian) or boost-context-devel" && exit 1)
+	touch $@

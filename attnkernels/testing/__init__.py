@@ -1,0 +1,9 @@
+"""What the test-suite, the sanitizer runs and the benchmarks share: the ops' cases and the accuracy rule."""
+
+from ._accuracy import TOLERANCES, Tolerance, assert_close_to_float64, uninitialized_is_nan
+from ._cases import CASES, DTYPES, LAYOUTS, OpCase, cases, gradients, in_float64, map_tensors, run, tensors_of
+
+__all__ = [
+    "CASES", "DTYPES", "LAYOUTS", "TOLERANCES", "OpCase", "Tolerance", "assert_close_to_float64", "cases", "gradients",
+    "in_float64", "map_tensors", "run", "tensors_of", "uninitialized_is_nan",
+]  # fmt: skip

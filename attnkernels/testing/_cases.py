@@ -1,0 +1,126 @@
+"""An op's cases: named ways to make its arguments. One file per room in `cases/`; the suite runs over all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import attnkernels
+
+from . import cases as _case_files
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("contiguous", "channels_last")
+
+
+class Maker:
+    """Makes the random tensors of one case: float64 values from a seed, rounded to the dtype under test."""
+
+    def __init__(self, dtype: torch.dtype, device: str, layout: str, seed: int = 0):
+        self.dtype, self.device, self.layout = dtype, device, layout
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        values = torch.randn(shape, dtype=torch.float64, generator=self._generator) * scale + shift
+        return values.to(self.dtype).to(self.device)
+
+    def feature_map(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        """A [N, C, H, W] (or [N, C, D, H, W]) tensor in the layout under test."""
+        x = self.normal(*shape, scale=scale, shift=shift)
+        if self.layout == "contiguous":
+            return x
+        return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One way to call a public function.
+
+    Attributes:
+        op: the public function's name.
+        name: what is particular about it.
+        arguments: maps a Maker to `(args, kwargs)`.
+        small: quick enough for the host emulation and for numerical gradients.
+    """
+
+    op: str
+    name: str
+    arguments: Callable[[Maker], tuple[tuple, dict]]
+    small: bool = True
+
+    def make(
+        self, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous", seed: int = 0
+    ) -> tuple[tuple, dict]:
+        return self.arguments(Maker(dtype, device, layout, seed))
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+CASES: dict[str, list[OpCase]] = {}
+for _module in pkgutil.iter_modules(_case_files.__path__):
+    for _case in importlib.import_module(f"{_case_files.__name__}.{_module.name}").CASES:
+        CASES.setdefault(_case.op, []).append(_case)
+
+
+def cases(small: bool = False) -> list[OpCase]:
+    """Every op's cases; the small ones only, if asked."""
+    return [case for of_op in CASES.values() for case in of_op if case.small or not small]
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    return value
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_of(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_of(item)
+
+
+def in_float64(arguments: Any) -> Any:
+    """The same arguments as float64 tensors on the CPU, detached."""
+    return map_tensors(arguments, lambda tensor: tensor.detach().cpu().double())
+
+
+def run(op: str, args: tuple, kwargs: dict, backend: str = "reference") -> Tensor:
+    """Call a public function, or its reference."""
+    if backend == "reference":
+        return getattr(attnkernels.reference, op)(*args, **kwargs)
+    return getattr(attnkernels, op)(*args, **kwargs, backend=backend)
+
+
+def gradients(
+    op: str, args: tuple, kwargs: dict, backend: str, grad_output: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """A call's output, its gradients to every tensor argument, and the gradient of the output that was used.
+
+    Without `grad_output` a random one is drawn, in the output's dtype and layout.
+    """
+    args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.detach().requires_grad_())
+    output = run(op, args, kwargs, backend)
+    if grad_output is None:
+        generator = torch.Generator().manual_seed(1)
+        values = torch.randn(output.shape, dtype=torch.float64, generator=generator)
+        grad_output = torch.empty_like(output).copy_(values)
+    inputs = list(tensors_of((args, kwargs)))
+    grads = torch.autograd.grad(output, inputs, grad_output.to(output.dtype), allow_unused=True)
+    return output, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)], grad_output

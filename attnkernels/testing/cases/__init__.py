@@ -1,0 +1,1 @@
+"""The ops' cases, one file per room."""

@@ -1,0 +1,42 @@
+"""Cases of squeeze_excite: the sizes of real networks, and every option."""
+
+from __future__ import annotations
+
+from .._cases import Maker, OpCase
+
+
+def _case(name, n, c, h, w, rd, *, biases=True, convolution=True, residual=False, small=True, shift=0.0, **options):
+    def arguments(make: Maker):
+        def weight(rows, columns):
+            shape = (rows, columns, 1, 1) if convolution else (rows, columns)
+            return make.normal(*shape, scale=max(columns, 1) ** -0.5)
+
+        x = make.feature_map(n, c, h, w, shift=shift)
+        reduce_weight = weight(rd, c) if rd else None
+        reduce_bias = make.normal(rd) if rd and biases else None
+        expand_weight, expand_bias = weight(c, rd or c), make.normal(c) if biases else None
+        kwargs = dict(options)
+        if residual:
+            kwargs["residual"] = make.feature_map(n, c, h, w)
+        return (x, reduce_weight, reduce_bias, expand_weight, expand_bias), kwargs
+
+    return OpCase("squeeze_excite", name, arguments, small)
+
+
+CASES = [
+    _case("plain", 2, 16, 5, 6, 4),
+    _case("one_pixel", 3, 72, 1, 1, 8),
+    _case("one_channel", 2, 1, 7, 7, 1),
+    _case("three_channels", 5, 3, 14, 14, 2, biases=False),
+    _case("7x7", 2, 72, 7, 7, 18, gate="hard_sigmoid", activation="relu"),
+    _case("14x14_silu", 1, 24, 14, 14, 6, activation="silu"),
+    _case("19x19", 1, 10, 19, 19, 3, biases=False, convolution=False),
+    _case("residual", 2, 12, 6, 5, 3, residual=True),
+    _case("residual_relu", 2, 12, 6, 5, 3, residual=True, output_activation="relu"),
+    _case("relu", 2, 12, 7, 7, 3, output_activation="relu", shift=0.1),
+    _case("single_layer", 2, 20, 5, 5, 0, gate="hard_sigmoid"),
+    _case("no_samples", 0, 8, 4, 4, 2),
+    _case("wide", 2, 2048, 7, 7, 128, small=False),
+    _case("tall", 5, 64, 56, 56, 4, activation="silu", small=False),
+    _case("odd_tall", 3, 33, 57, 55, 5, residual=True, output_activation="relu", small=False),
+]

@@ -1,0 +1,128 @@
+"""Choosing a wall: by argument, by context, by environment; and what `info` tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import attnkernels
+from attnkernels import backends, info
+
+
+def call(**kwargs):
+    x, w = torch.randn(1, 4, 3, 3), torch.randn(4, 4)
+    return attnkernels.squeeze_excite(x, w, None, w, None, **kwargs)
+
+
+def wall(**kwargs):
+    x, w = torch.randn(1, 4, 3, 3), torch.randn(4, 4)
+    return attnkernels.backend_of("squeeze_excite", x, w, None, w, None, **kwargs)
+
+
+def test_a_call_wins_over_the_context_and_the_context_is_left():
+    best = wall()
+    with attnkernels.use_backend("reference"):
+        assert wall() == "reference"
+        if "cpu" in attnkernels.available_backends():
+            assert wall(backend="cpu") == "cpu"
+        with attnkernels.use_backend("auto"):
+            assert wall() == best
+        assert wall() == "reference"
+    assert wall() == best
+
+
+def test_the_context_is_left_after_an_error():
+    best = wall()
+    with pytest.raises(ValueError, match="backend"), attnkernels.use_backend("triton"):
+        call()
+    assert wall() == best
+
+
+def test_unknown_names():
+    with (
+        pytest.raises(ValueError, match=r"use_backend: expected one of 'auto', .*got 'fast'"),
+        attnkernels.use_backend("fast"),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"backend_of: op: expected one of .*squeeze_excite.*got 'squeeze'"):
+        attnkernels.backend_of("squeeze")
+    with pytest.raises(ValueError, match="available_backends: op"):
+        attnkernels.available_backends("squeeze")
+
+
+def test_available_backends_end_with_the_reference():
+    for op in (None, *backends.OPERATORS):
+        assert attnkernels.available_backends(op)[-1] == "reference"
+
+
+def python(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_environment_forces_a_backend():
+    code = "import torch, attnkernels as a; x, w = torch.ones(1, 4, 3, 3), torch.ones(4, 4); "
+    done = python(code + "print(a.backend_of('squeeze_excite', x, w, None, w, None))", ATTNKERNELS_BACKEND="reference")
+    assert done.stdout.strip() == "reference"
+    assert "ATTNKERNELS_BACKEND: expected one of" in python(code, ATTNKERNELS_BACKEND="fast").stderr
+
+
+def test_architectures_that_the_library_was_not_built_for(monkeypatch):
+    monkeypatch.setattr(backends._load, "is_loaded", lambda name: True)
+    monkeypatch.setattr(backends._load, "build_record", lambda: {"cuda_architectures": ["8.0", "9.0"]})
+    for capability, fine in (((8, 6), True), ((9, 0), True), ((7, 5), False), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        backends.cuda_missing.cache_clear()
+        reason = backends.cuda_missing(0)
+        assert (reason == "") == fine
+        if not fine:
+            assert f"this GPU is {capability[0]}.{capability[1]}" in reason
+            assert "TORCH_CUDA_ARCH_LIST" in reason
+            assert "8.0, 9.0" in reason
+    monkeypatch.setattr(backends._load, "build_record", lambda: {"cuda_architectures": ["9.0+PTX"]})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    backends.cuda_missing.cache_clear()
+    assert backends.cuda_missing(0) == ""
+    backends.cuda_missing.cache_clear()
+
+
+def test_info_as_text_and_as_json(capsys):
+    assert info.main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["operators"]["squeeze_excite"]["cpu"]["backend"] == wall()
+    assert info.main([]) == 0
+    text = capsys.readouterr().out
+    for library in ("cpu", "cuda", "triton"):
+        ready = found["libraries"][library]["loaded"]
+        assert f"  {library:7} {'ready' if ready else 'not available: '}" in text
+    assert "to fix:" in text or all(library["loaded"] for library in found["libraries"].values())
+
+
+def test_a_package_without_libraries_runs_on_the_reference(tmp_path):
+    import shutil
+    from pathlib import Path
+
+    shutil.copytree(
+        Path(attnkernels.__file__).parent,
+        tmp_path / "attnkernels",
+        ignore=shutil.ignore_patterns("*.so", "_build.json"),
+    )
+    code = (
+        "import torch, attnkernels as a; from attnkernels import info; x, w = torch.ones(1, 4, 3, 3), torch.ones(4, 4);"
+    )
+    code += "a.squeeze_excite(x, w, None, w, None); print(a.backend_of('squeeze_excite', x, w, None, w, None));"
+    code += "info.main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("reference")
+    assert "_C_cpu.so was not built" in done.stdout
