@@ -80,18 +80,12 @@ inline Tensor check_weights(const char* op, const Tensor& weights, const Shape& 
   STD_TORCH_CHECK(weights.dim() == 3 && weights.size(0) == shape.samples && weights.size(1) == shape.branches &&
                       weights.size(2) == shape.channels,
                   op, ": expected logits or weights [", shape.samples, ", ", shape.branches, ", ", shape.channels, "]");
-  return contiguous(weights);
+  return attnkernels::contiguous(weights);
 }
 
 // The gradients of all branches: one tensor [N, M, C, H, W], or M tensors of which those not in `needs` are [0].
-// rows[m] is null where branch m needs no gradient.
-template <class T>
-struct GradBranches {
-  std::vector<Tensor> tensors;
-  Branches<T> rows;
-};
-
-inline std::vector<Tensor> allocate_grad_branches(const Tensor& grad_y, const Shape& shape, bool stacked, int64_t needs) {
+inline std::vector<Tensor> allocate_grad_branches(const Tensor& grad_y, const Shape& shape, bool stacked,
+                                                  int64_t needs) {
   const int64_t height = grad_y.size(2), width = grad_y.size(3);
   std::vector<Tensor> result;
   if (stacked) {
