@@ -1,0 +1,308 @@
+"""The Triton kernels of squeeze_excite; the symbols are those of reference.py.
+
+x, y and their gradients are dense in one layout: [N, C, P] or, CHANNELS_LAST, [N, P, C], with P = H * W.
+`saved` [N, columns] holds s | u | g and `grads`, of the same shape, their gradients ds P | du | dv, all in the
+accumulation dtype; without reduce_weight there is no u. Partial sums are added in a fixed order: no atomics.
+The *_MULTIPLE constants are powers of two known to divide a row's length; they are what allows wide loads.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._triton import divisible, relu, sigmoid, tile_of
+from . import contract
+
+_RELU = tl.constexpr(contract.ACTIVATION["relu"])
+_SIGMOID = tl.constexpr(contract.GATE["sigmoid"])
+IDENTITY = 2  # an ACTIVATION besides the contract's: the input of the excitation without a hidden layer
+_IDENTITY = tl.constexpr(IDENTITY)
+
+
+@triton.jit
+def _activation(u, ACTIVATION: tl.constexpr):
+    if ACTIVATION == _IDENTITY:
+        return u
+    elif ACTIVATION == _RELU:
+        return relu(u)
+    else:
+        return u * sigmoid(u)
+
+
+@triton.jit
+def _activation_grad(u, ACTIVATION: tl.constexpr):
+    if ACTIVATION == _IDENTITY:
+        return tl.full(u.shape, 1, u.dtype)
+    elif ACTIVATION == _RELU:
+        return tl.where(u <= 0, 0, 1).to(u.dtype)
+    else:
+        s = sigmoid(u)
+        return s * (1 + u * (1 - s))
+
+
+@triton.jit
+def _gate(v, GATE: tl.constexpr):
+    if GATE == _SIGMOID:
+        return sigmoid(v)
+    else:
+        g = v / 6 + 0.5
+        return tl.where(g < 0, 0, tl.where(g > 1, 1, g))
+
+
+@triton.jit
+def _gate_grad(g, GATE: tl.constexpr):
+    if GATE == _SIGMOID:
+        return g * (1 - g)
+    else:
+        return tl.where((g > 0) & (g < 1), 1.0, 0.0).to(g.dtype) / 6
+
+
+@triton.jit
+def _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks):
+    """Sum over the chunks of sums [chunks, N, C], in order, at [sample, channel]."""
+    at = sums_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
+    total = tl.load(at, mask=mask, other=0)
+    for chunk in range(1, chunks):
+        total += tl.load(at + chunk.to(tl.int64) * samples * channels, mask=mask, other=0)
+    return total
+
+
+# sums[k, n, c] = sum of x[n, c, p] over chunk k of the pixels, or of dz x where grad_y is given   grid (N * tiles, chunks)
+@triton.jit(do_not_specialize=["samples", "channels", "pixels", "steps"])
+def squeeze_excite_sums(
+    x_ptr, grad_y_ptr, y_ptr, sums_ptr, samples, channels, pixels, steps,
+    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
+    accumulation = sums_ptr.dtype.element_ty
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    sample = (tl.program_id(0) // channel_tiles).to(tl.int64)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    chunk = tl.program_id(1).to(tl.int64)
+    origin = sample * channels * pixels
+    total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
+    for step in range(steps):
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        value = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
+        if grad_y_ptr is not None:
+            grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
+            if y_ptr is not None:
+                grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
+            value *= grad_z
+        total += value
+    tl.store(sums_ptr + (chunk * samples + sample) * channels + channel, tl.sum(total, 1), mask=channel < channels)
+
+
+# out[n, o] = f(sum_i weight[o, i] in[n, i] + bias[o])                        grid (sample tiles * output tiles)
+# in is the mean, from sums (kept in column 0 of saved), or activation(u), from saved; f is the gate or the identity.
+@triton.jit(do_not_specialize=["samples", "inputs", "outputs", "pixels", "chunks", "columns", "in_column", "out_column"])
+def squeeze_excite_layer(
+    sums_ptr, saved_ptr, weight_ptr, bias_ptr,
+    samples, inputs, outputs, pixels, chunks, columns, in_column, out_column,
+    INPUT_MULTIPLE: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+):  # fmt: skip
+    accumulation = saved_ptr.dtype.element_ty
+    inputs = divisible(inputs, INPUT_MULTIPLE)
+    output_tiles = tl.maximum(tl.cdiv(outputs, BLOCK_OUTPUTS), 1)
+    output_tile = tl.program_id(0) % output_tiles
+    sample = tl.program_id(0) // output_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
+    output = output_tile * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    row = saved_ptr + sample.to(tl.int64)[:, None] * columns
+    total = tl.zeros([BLOCK_SAMPLES, BLOCK_OUTPUTS, BLOCK_INPUTS], accumulation)
+    for start in range(0, inputs, BLOCK_INPUTS):
+        i = start + tl.arange(0, BLOCK_INPUTS)
+        mask = (sample < samples)[:, None] & (i < inputs)[None, :]
+        if sums_ptr is not None:
+            value = _sum_of_chunks(sums_ptr, sample, i, mask, samples, inputs, chunks) / pixels
+            tl.store(row + i[None, :], value, mask=mask & (output_tile == 0))
+        else:
+            value = _activation(tl.load(row + in_column + i[None, :], mask=mask, other=0), ACTIVATION)
+        weight = tl.load(
+            weight_ptr + output.to(tl.int64)[:, None] * inputs + i[None, :],
+            mask=(output < outputs)[:, None] & (i < inputs)[None, :], other=0,
+        ).to(accumulation)  # fmt: skip
+        total += value[:, None, :] * weight[None, :, :]
+    result = tl.sum(total, 2)
+    if bias_ptr is not None:
+        result += tl.load(bias_ptr + output, mask=output < outputs, other=0).to(accumulation)[None, :]
+    if GATED:
+        result = _gate(result, GATE)
+    tl.store(row + out_column + output[None, :], result, mask=(sample < samples)[:, None] & (output < outputs)[None, :])
+
+
+# y[n, c, p] = output_activation(x[n, c, p] g[n, c] + residual[n, c, p])                       grid (N * tiles, chunks)
+# g is read from saved or, where expand_weight is given, computed here and kept there by the first chunk.
+@triton.jit(do_not_specialize=["samples", "channels", "hidden", "pixels", "steps"])
+def squeeze_excite_scale(
+    x_ptr, residual_ptr, y_ptr, saved_ptr, expand_weight_ptr, expand_bias_ptr, samples, channels, hidden, pixels, steps,
+    CHANNEL_MULTIPLE: tl.constexpr, HIDDEN_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+):  # fmt: skip
+    accumulation = saved_ptr.dtype.element_ty
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    hidden = divisible(hidden, HIDDEN_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    # Last sample first: what was pooled last is still in the L2 cache.
+    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channels
+    chunk = tl.program_id(1).to(tl.int64)
+    row = saved_ptr + sample * (2 * channels + hidden)
+    if expand_weight_ptr is not None:
+        total = tl.zeros([BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
+        for start in range(0, hidden, BLOCK_HIDDEN):
+            h = start + tl.arange(0, BLOCK_HIDDEN)
+            value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
+            mask = in_channels[:, None] & (h < hidden)[None, :]
+            weight = tl.load(expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0)
+            total += value[None, :] * weight.to(accumulation)
+        gate = tl.sum(total, 1)
+        if expand_bias_ptr is not None:
+            gate += tl.load(expand_bias_ptr + channel, mask=in_channels, other=0).to(accumulation)
+        gate = _gate(gate, GATE)
+        tl.store(row + channels + hidden + channel, gate, mask=in_channels & (chunk == 0))
+    else:
+        gate = tl.load(row + channels + hidden + channel, mask=in_channels, other=0)
+    origin = sample * channels * pixels
+    for step in range(steps):
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        y = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation) * gate[:, None]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + origin + at, mask=mask, other=0).to(accumulation)
+        if OUTPUT_RELU:
+            y = relu(y)
+        tl.store(y_ptr + origin + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+# dv[n, c] = gate'(v) sum_k sums[k, n, c];  dh[n, r] = activation'(u) sum_c expand_weight[c, r] dv[n, c]
+# grid (sample tiles * hidden tiles); without a hidden layer dh is ds P.
+@triton.jit(do_not_specialize=["samples", "channels", "hidden", "chunks", "columns", "hidden_column"])
+def squeeze_excite_hidden_grad(
+    sums_ptr, expand_weight_ptr, saved_ptr, grads_ptr, samples, channels, hidden, chunks, columns, hidden_column,
+    HIDDEN_MULTIPLE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+):  # fmt: skip
+    accumulation = saved_ptr.dtype.element_ty
+    hidden = divisible(hidden, HIDDEN_MULTIPLE)
+    hidden_tiles = tl.maximum(tl.cdiv(hidden, BLOCK_HIDDEN), 1)
+    hidden_tile = tl.program_id(0) % hidden_tiles
+    sample = tl.program_id(0) // hidden_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
+    h = hidden_tile * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
+    row = sample.to(tl.int64)[:, None] * columns
+    gates = row + columns - channels
+    total = tl.zeros([BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
+    for start in range(0, channels, BLOCK_CHANNELS):
+        channel = start + tl.arange(0, BLOCK_CHANNELS)
+        mask = (sample < samples)[:, None] & (channel < channels)[None, :]
+        grad_gate = _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks)
+        gate = tl.load(saved_ptr + gates + channel[None, :], mask=mask, other=0)
+        grad_v = grad_gate * _gate_grad(gate, GATE)
+        tl.store(grads_ptr + gates + channel[None, :], grad_v, mask=mask & (hidden_tile == 0))
+        weight = tl.load(
+            expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :],
+            mask=(channel < channels)[:, None] & (h < hidden)[None, :], other=0,
+        ).to(accumulation)  # fmt: skip
+        total += grad_v[:, :, None] * weight[None, :, :]
+    mask = (sample < samples)[:, None] & (h < hidden)[None, :]
+    at = row + hidden_column + h[None, :]
+    u = tl.load(saved_ptr + at, mask=mask, other=0)
+    tl.store(grads_ptr + at, tl.sum(total, 1) * _activation_grad(u, ACTIVATION), mask=mask)
+
+
+# out[i, j] = sum_t a[t, i] activation(b[t, j]), bias[i] = sum_t a[t, i]; a, b and out have the given strides
+@triton.jit
+def _product_tile(
+    a_ptr, a_term, a_row, b_ptr, b_term, out_ptr, out_row, bias_ptr, tile, rows, columns, terms,
+    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TERMS: tl.constexpr, accumulation: tl.constexpr,
+):  # fmt: skip
+    column_tiles = tl.maximum(tl.cdiv(columns, BLOCK), 1)
+    i = tile // column_tiles * BLOCK + tl.arange(0, BLOCK)
+    j = tile % column_tiles * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK, BLOCK], accumulation)
+    bias = tl.zeros([BLOCK], accumulation)
+    for start in range(0, terms, BLOCK_TERMS):
+        t = (start + tl.arange(0, BLOCK_TERMS)).to(tl.int64)
+        in_terms = t < terms
+        at = t[None, :] * a_term + i.to(tl.int64)[:, None] * a_row
+        a = tl.load(a_ptr + at, mask=(i < rows)[:, None] & in_terms[None, :], other=0)
+        b_mask = in_terms[:, None] & (j < columns)[None, :]
+        b = tl.load(b_ptr + t[:, None] * b_term + j[None, :], mask=b_mask, other=0).to(accumulation)
+        total = tl.dot(a, _activation(b, ACTIVATION), total, input_precision="ieee", out_dtype=accumulation)
+        bias += tl.sum(a, 1)
+    out = out_ptr + i.to(tl.int64)[:, None] * out_row + j[None, :]
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=(i < rows)[:, None] & (j < columns)[None, :])
+    if bias_ptr is not None:
+        tl.store(bias_ptr + i, bias.to(bias_ptr.dtype.element_ty), mask=(i < rows) & (tile % column_tiles == 0))
+
+
+# d expand_weight[c, r] = sum_n dv[n, c] activation(u[n, r])     d expand_bias[c] = sum_n dv[n, c]     expand_tiles programs
+# d reduce_weight[r, c] = sum_n du[n, r] s[n, c]                 d reduce_bias[r] = sum_n du[n, r]     reduce_tiles programs
+# ds[n, c] P = sum_r du[n, r] reduce_weight[r, c]                                                      the other programs
+@triton.jit(do_not_specialize=["samples", "channels", "hidden", "columns", "hidden_column", "expand_tiles", "reduce_tiles"])
+def squeeze_excite_weight_grads(
+    reduce_weight_ptr, saved_ptr, grads_ptr,
+    grad_expand_weight_ptr, grad_expand_bias_ptr, grad_reduce_weight_ptr, grad_reduce_bias_ptr,
+    samples, channels, hidden, columns, hidden_column, expand_tiles, reduce_tiles,
+    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TERMS: tl.constexpr,
+):  # fmt: skip
+    accumulation: tl.constexpr = saved_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    grad_u_ptr = grads_ptr + hidden_column
+    if grad_expand_weight_ptr is not None:
+        if program < expand_tiles:
+            _product_tile(
+                grads_ptr + columns - channels, columns, 1, saved_ptr + hidden_column, columns,
+                grad_expand_weight_ptr, hidden, grad_expand_bias_ptr, program, channels, hidden, samples,
+                ACTIVATION, BLOCK, BLOCK_TERMS, accumulation,
+            )  # fmt: skip
+    if grad_reduce_weight_ptr is not None:
+        if (program >= expand_tiles) & (program < expand_tiles + reduce_tiles):
+            _product_tile(
+                grad_u_ptr, columns, 1, saved_ptr, columns,
+                grad_reduce_weight_ptr, channels, grad_reduce_bias_ptr, program - expand_tiles, hidden, channels, samples,
+                _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
+            )  # fmt: skip
+    if reduce_weight_ptr is not None:
+        if program >= expand_tiles + reduce_tiles:
+            _product_tile(
+                grad_u_ptr, 1, columns, reduce_weight_ptr, channels,
+                grads_ptr, columns, None, program - expand_tiles - reduce_tiles, samples, channels, hidden,
+                _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
+            )  # fmt: skip
+
+
+# dz = dy output_activation'(y);  dx[n, c, p] = dz g[n, c] + ds[n, c];  dresidual = dz           grid (N * tiles, chunks)
+@triton.jit(do_not_specialize=["samples", "channels", "pixels", "columns", "steps"])
+def squeeze_excite_input_grads(
+    grad_y_ptr, y_ptr, saved_ptr, grads_ptr, grad_x_ptr, grad_residual_ptr, samples, channels, pixels, columns, steps,
+    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
+    accumulation = saved_ptr.dtype.element_ty
+    channels = divisible(channels, CHANNEL_MULTIPLE)
+    pixels = divisible(pixels, PIXEL_MULTIPLE)
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    # Last sample first: what was summed last is still in the L2 cache.
+    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channels
+    chunk = tl.program_id(1).to(tl.int64)
+    if grad_x_ptr is not None:
+        gate = tl.load(saved_ptr + (sample + 1) * columns - channels + channel, mask=in_channels, other=0)[:, None]
+        grad_mean = tl.load(grads_ptr + sample * columns + channel, mask=in_channels, other=0)[:, None] / pixels
+    origin = sample * channels * pixels
+    for step in range(steps):
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
+        if y_ptr is not None:
+            grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
+        if grad_x_ptr is not None:
+            tl.store(grad_x_ptr + origin + at, (grad_z * gate + grad_mean).to(grad_x_ptr.dtype.element_ty), mask=mask)
+        if grad_residual_ptr is not None:
+            tl.store(grad_residual_ptr + origin + at, grad_z.to(grad_residual_ptr.dtype.element_ty), mask=mask)
