@@ -135,14 +135,9 @@ class Build(BuildExtension):
                 RECORD["cuda_missing"] = f"the build failed: {str(error).splitlines()[0]}"
                 RECORD["cuda_architectures"] = []
         self.extensions = wanted
-        self.write_record()
 
     def run(self) -> None:
         super().run()
-        if not self.extensions:
-            self.write_record()
-
-    def write_record(self) -> None:
         folder = ROOT / "attnkernels" if self.inplace else Path(self.build_lib) / "attnkernels"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build.json").write_text(json.dumps(RECORD, indent=1) + "\n")
