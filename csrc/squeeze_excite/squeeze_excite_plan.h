@@ -63,6 +63,8 @@ inline constexpr int64_t kStagedBytes = 8 * 1024;
 inline constexpr int64_t kStagedPlaneBytes = 1024;
 // Column tiles are 32 vectors wide: 512 contiguous bytes of a pixel.
 inline constexpr int64_t kColumnVectors = 32;
+// Pixels of one block of a channels_last pass: they are counted in 32 bits.
+inline constexpr int64_t kMostRows = int64_t(1) << 30;
 // Planes touched by one block of the scaling pass (their gates lie in shared memory).
 inline constexpr int64_t kMappedPlanes = 1024;
 
@@ -88,7 +90,7 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     // Four pixels a thread: as many loads as are in flight.
     const int64_t most = may_split(shape, size) ? std::max<int64_t>(1, shape.pixels / (4 * rows)) : 1;
-    tiles.splits = std::clamp<int64_t>(ceil_div(wanted, shape.samples * tiles.tiles), 1, most);
+    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kMostRows));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     tiles.shared_bytes = size_t(tiles.threads * size.vector() * size.sum);
@@ -102,7 +104,7 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     tiles.channels = std::min({kStagedBytes / plane_bytes, even, int64_t(tiles.threads), shape.channels});
     tiles.channels = std::max<int64_t>(1, tiles.channels);
     tiles.lanes = power_of_two_lanes(ceil_div(plane_bytes, 16));
-    tiles.shared_bytes = size_t(operands * round_up((tiles.channels * shape.pixels + size.vector()) * size.element, 16));
+    tiles.shared_bytes = size_t(operands * round_up(tiles.channels * shape.pixels + size.vector(), size.vector()) * size.element);
   } else {
     const int64_t warps = tiles.threads / 32, planes = shape.samples * shape.channels;
     // More warps a plane while there are fewer than 32 of them on each multiprocessor, down to 1 KB each.
@@ -132,7 +134,7 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
     tiles.tiles = ceil_div(shape.channels, tiles.channels);
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     const int64_t most = std::max<int64_t>(1, shape.pixels / (4 * rows));
-    tiles.splits = std::clamp<int64_t>(ceil_div(wanted, shape.samples * tiles.tiles), 1, most);
+    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kMostRows));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     return tiles;
@@ -149,7 +151,7 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
 // Shared memory of one block of a cluster; `resident` operands of each element are kept.
 inline size_t cluster_shared_bytes(const Shape& shape, ElementSize size, int64_t channels, int threads, int resident,
                                    bool backward) {
-  const int64_t data = resident * round_up((channels * shape.pixels + size.vector()) * size.element, 16);
+  const int64_t data = resident * round_up(channels * shape.pixels + size.vector(), size.vector()) * size.element;
   const int64_t gathered = shape.hidden ? 2 * shape.hidden : shape.channels;
   const bool columns = shape.channels_last || backward;  // sums over columns need a cell per thread and vector lane
   const int64_t cells = std::max<int64_t>(columns ? threads * size.vector() : 0, std::max<int64_t>(channels, threads / 32));
