@@ -176,14 +176,15 @@ def _address_and_bytes(buffer: Any) -> tuple[int, int]:
 def short_name(demangled: str) -> str:
     """`void a::(anonymous namespace)::pool<a::Relu, 4>(float const*)` -> `pool<Relu, 4>`."""
     name = demangled.replace("(anonymous namespace)::", "")
-    depth = 0
-    for position, character in enumerate(name):  # the parameters begin at the first "(" outside template arguments
+    depth, start, end = 0, 0, len(name)
+    for position, character in enumerate(name):
         depth += {"<": 1, ">": -1}.get(character, 0)
-        if character == "(" and depth == 0:
-            name = name[:position]
+        if depth == 0 and character == " ":
+            start = position + 1  # what came before is the return type
+        elif depth == 0 and character == "(":
+            end = position  # the parameters begin
             break
-    name = re.sub(r"^[\w:*&\s]*\s(?=[\w:]+(<|$))", "", name)
-    return re.sub(r"\b\w+::", "", name)
+    return re.sub(r"\b\w+::", "", name[start:end])
 
 
 @functools.cache
