@@ -276,7 +276,18 @@ def squeeze_excite_backward(
     reduce_weight, expand_weight = _contiguous(reduce_weight), _contiguous(expand_weight)
     saved = _contiguous(saved)
     call = _call(
-        x, layout, reduce_weight, activation, gate, output_activation, reduce_bias, expand_weight, expand_bias, y, grad_y, saved
+        x,
+        layout,
+        reduce_weight,
+        activation,
+        gate,
+        output_activation,
+        reduce_bias,
+        expand_weight,
+        expand_bias,
+        y,
+        grad_y,
+        saved,
     )
     plan = _plan_backward(call, needs)
     samples, channels, pixels, hidden = call.samples, call.channels, call.pixels, call.hidden_width
