@@ -14,9 +14,6 @@
 
 namespace attnkernels {
 
-// Elements walked with 32-bit indices at a time.
-inline constexpr int64_t kChunk = int64_t(1) << 30;
-
 // use(i, fetch(i)) for i = first, first + step, ... < last
 template <int kInFlight, class Index, class Fetch, class Use>
 __device__ __forceinline__ void strided(Index first, Index last, Index step, Fetch fetch, Use use) {
@@ -46,41 +43,38 @@ __device__ __forceinline__ void split_range(int length, bool vectorised, int mis
 
 // Sum over `length` elements, each of `lanes` threads its part; keeps copies where the source has a place for them.
 template <class Source>
-__device__ __forceinline__ typename Source::Sum sum_range(Source source, int64_t length, int lane, int lanes) {
+__device__ __forceinline__ typename Source::Sum sum_range(const Source& source, int length, int lane, int lanes) {
   typename Source::Sum total = 0;
-  for (; length > 0; length -= kChunk, source = source.moved(kChunk)) {
-    split_range<Source::kWidth>(
-        int(min(length, kChunk)), source.vectorised, source.misaligned(), lane, lanes,
-        [&](auto width, int first, int last, int step, auto at) {
-          constexpr int kW = decltype(width)::value;
-          strided<Source::kInFlight>(first, last, step, [&](int i) { return source.template fetch<kW>(at(i), 0); },
-                                     [&](int i, const auto& loaded) {
-                                       typename Source::Sum sums[kW] = {};
-                                       source.add(loaded, sums);
+  split_range<Source::kWidth>(
+      length, source.vectorised, source.misaligned(), lane, lanes,
+      [&](auto width, int first, int last, int step, auto at) {
+        constexpr int kW = decltype(width)::value;
+        strided<Source::kInFlight>(first, last, step, [&](int i) { return source.template fetch<kW>(at(i), 0); },
+                                   [&](int i, const auto& loaded) {
+                                     typename Source::Sum sums[kW] = {};
+                                     source.add(loaded, sums);
 #pragma unroll
-                                       for (int k = 0; k < kW; ++k) total += sums[k];
-                                       source.keep(loaded, at(i));
-                                     });
-        });
-  }
+                                     for (int k = 0; k < kW; ++k) total += sums[k];
+                                     source.keep(loaded, at(i));
+                                   });
+      });
   return total;
 }
 
 // emit(plane, sum over `length` elements) for `count` planes, `pixels` elements apart; each plane by `segments` groups
 // of `lanes` threads; cells: shared memory for count * segments sums.
 template <class Source, class Emit>
-__device__ void sum_planes(const Source& source, int64_t pixels, int64_t length, int count, int segments, int lanes,
+__device__ void sum_planes(const Source& source, int64_t pixels, int length, int count, int segments, int lanes,
                            typename Source::Sum* cells, Emit emit) {
   const int group = threadIdx.x / lanes, groups = blockDim.x / lanes, lane = threadIdx.x % lanes;
   const int units = count * segments;
-  const int64_t step = int64_t(segments) * Source::kWidth;
-  const int64_t span = (length + step - 1) / step * Source::kWidth;
+  const int step = segments * Source::kWidth, span = (length + step - 1) / step * Source::kWidth;
   for (int start = 0; start < units; start += groups) {  // the same count for every lane of a warp: shuffles follow
     const int unit = start + group;
     typename Source::Sum sum = 0;
     if (unit < units) {
       const int plane = unit / segments;
-      const int64_t begin = min(length, (unit - plane * segments) * span);
+      const int begin = min(length, (unit - plane * segments) * span);
       sum = sum_range(source.moved(plane * pixels + begin), min(span, length - begin), lane, lanes);
     }
     sum = sum_lanes(sum, lanes);
@@ -137,39 +131,31 @@ struct ColumnCoefficients {
   __device__ __forceinline__ A shift(int k) const { return shifts[k]; }
 };
 
-// map.apply over `length` elements of planes of `pixels`, from element `start` of the first on; scale and shift (null:
-// zeros) start with that plane.
+// map.apply over `length` elements (at most 2^30) of planes of `pixels`, from element `start` of the first on; scale and
+// shift (null: zeros) start with that plane.
 template <class Map, class A>
-__device__ void map_planes(Map map, int64_t length, int64_t pixels, int64_t start, const A* scale, const A* shift) {
-  while (length > 0) {
-    // With 32-bit offsets: planes that are too long for them one by one.
-    const bool huge = pixels > kChunk;
-    const int count = int(min(length, huge ? min(kChunk, pixels - start) : kChunk));
-    const uint32_t plane_size = huge ? uint32_t(2 * kChunk) : uint32_t(pixels), first_offset = huge ? 0 : uint32_t(start);
-    // A vector may lie in two planes, not in more.
-    const bool vectorised = map.vectorised && plane_size >= uint32_t(Map::kWidth);
-    split_range<Map::kWidth>(
-        count, vectorised, map.misaligned(), threadIdx.x, blockDim.x,
-        [&](auto width, int first, int last, int step, auto at) {
-          constexpr int kW = decltype(width)::value;
-          strided<Map::kInFlight>(first, last, step, [&](int i) { return map.template fetch<kW>(at(i), at(i)); },
-                                  [&](int i, const auto& loaded) {
-                                    const uint32_t offset = first_offset + at(i), plane = offset / plane_size;
-                                    PlaneCoefficients<A> coefficients{};
-                                    coefficients.boundary = int(min(plane_size - offset % plane_size, uint32_t(kW)));
-                                    const uint32_t next = coefficients.boundary < kW ? plane + 1 : plane;
-                                    if (scale) coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
-                                    if (shift) coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
-                                    map.apply(at(i), loaded, coefficients);
-                                  });
-        });
-    const int64_t planes = (start + count) / pixels;
-    start += count - planes * pixels;
-    if (scale) scale += planes;
-    if (shift) shift += planes;
-    length -= count;
-    map = map.moved(count);
-  }
+__device__ void map_planes(const Map& map, int length, int64_t pixels, int64_t start, const A* scale, const A* shift) {
+  // Offsets in 32 bits: of planes longer than 2^31 only the end of the first matters.
+  constexpr int64_t kLongest = int64_t(1) << 31;
+  const uint32_t plane_size = uint32_t(min(pixels, kLongest));
+  const uint32_t first_offset = uint32_t(pixels > kLongest ? max(kLongest - (pixels - start), int64_t(0)) : start);
+  // A vector may lie in two planes, not in more.
+  const bool vectorised = map.vectorised && plane_size >= uint32_t(Map::kWidth);
+  split_range<Map::kWidth>(
+      length, vectorised, map.misaligned(), threadIdx.x, blockDim.x,
+      [&](auto width, int first, int last, int step, auto at) {
+        constexpr int kW = decltype(width)::value;
+        strided<Map::kInFlight>(first, last, step, [&](int i) { return map.template fetch<kW>(at(i), at(i)); },
+                                [&](int i, const auto& loaded) {
+                                  const uint32_t offset = first_offset + at(i), plane = offset / plane_size;
+                                  PlaneCoefficients<A> coefficients{};
+                                  coefficients.boundary = int(min(plane_size - offset % plane_size, uint32_t(kW)));
+                                  const uint32_t next = coefficients.boundary < kW ? plane + 1 : plane;
+                                  if (scale) coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
+                                  if (shift) coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
+                                  map.apply(at(i), loaded, coefficients);
+                                });
+      });
 }
 
 // map.apply over `rows` rows of `columns` columns of a matrix with `pitch` elements a row; scale and shift (null: zeros)

@@ -61,15 +61,17 @@ __device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>
       sum_columns<1>(kept, pixels, shape.channels, count, kColumnVectors * kW, slab.cells, emit);
     }
   } else {
-    const Source kept = source.moved(slab.first * pixels).keeping(slab.data, staged ? slab.stride : 0);
+    // One walk for both cases: over the copies, or over the originals, making copies.
+    Source walked = source.moved(slab.first * pixels).keeping(slab.data, staged ? slab.stride : 0);
+    int lanes = 32, segments = max(1, int(blockDim.x) / 32 / max(1, count));
     if (staged) {
-      sum_range(kept, count * pixels, threadIdx.x, blockDim.x);
+      sum_range(walked, count * pixels, threadIdx.x, blockDim.x);
       __syncthreads();
-      sum_planes(kept.resident(), pixels, pixels, count, 1, lanes_for((pixels + kW - 1) / kW), slab.cells, emit);
-    } else {
-      const int segments = max(1, int(blockDim.x) / 32 / max(1, count));
-      sum_planes(kept, pixels, pixels, count, segments, 32, slab.cells, emit);
+      walked = walked.resident();
+      lanes = lanes_for((pixels + kW - 1) / kW);
+      segments = 1;
     }
+    sum_planes(walked, pixels, pixels, count, segments, lanes, slab.cells, emit);
   }
 }
 
@@ -91,7 +93,7 @@ __device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab
 
 // y = output_activation(x gate(W2 activation(W1 mean(x) + b1) + b2) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads)
+__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
     squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(kClusterThreads)
 
 // grad_x = dz g + ds / pixels, grad_residual = dz; dz stays in shared memory while x streams by
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads)
+__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
     squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;

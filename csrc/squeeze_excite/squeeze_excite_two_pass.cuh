@@ -41,7 +41,6 @@ struct BackwardArguments {
   Parameters<T> parameters;
   Shape shape;
   bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
-  bool fused_hidden;
   int64_t sum_splits;
   Reuse output_reuse;
 };
@@ -61,27 +60,30 @@ __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& 
   constexpr int kW = Source::kWidth;
   const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
   const int count = int(min(tiles.channels, shape.channels - first));
-  const int64_t begin = split * tiles.span, length = min(shape.pixels - begin, tiles.span);
+  const int64_t begin = split * tiles.span;
+  const int length = int(min(shape.pixels - begin, tiles.span));
   const auto put = [&](int channel, Sum sum) { emit(first + channel, split, sum); };
   if constexpr (kChannelsLast) {
     Sum* const cells = reinterpret_cast<Sum*>(shared);
     const Source tile = source.moved(begin * shape.channels + first);
     if (source.vectorised && count % kW == 0) {
-      sum_columns<kW>(tile, int(length), shape.channels, count, kColumnVectors, cells, put);
+      sum_columns<kW>(tile, length, shape.channels, count, kColumnVectors, cells, put);
     } else {
-      sum_columns<1>(tile, int(length), shape.channels, count, kColumnVectors * kW, cells, put);
+      sum_columns<1>(tile, length, shape.channels, count, kColumnVectors * kW, cells, put);
     }
-  } else if (tiles.staged) {
-    const int64_t stride = copy_stride<T>(tiles.channels, shape.pixels);
-    T* const buffer = reinterpret_cast<T*>(shared);
-    Sum* const cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
-    const Source staged = source.moved(first * shape.pixels).keeping(buffer, stride);
-    sum_range(staged, count * shape.pixels, threadIdx.x, blockDim.x);
-    __syncthreads();
-    sum_planes(staged.resident(), shape.pixels, shape.pixels, count, 1, tiles.lanes, cells, put);
   } else {
-    sum_planes(source.moved(first * shape.pixels + begin), shape.pixels, length, count, tiles.segments, tiles.lanes,
-               reinterpret_cast<Sum*>(shared), put);
+    Source walked = source.moved(first * shape.pixels + begin);
+    Sum* cells = reinterpret_cast<Sum*>(shared);
+    if (tiles.staged) {
+      const int64_t stride = copy_stride<T>(tiles.channels, shape.pixels);
+      T* const buffer = reinterpret_cast<T*>(shared);
+      walked = walked.keeping(buffer, stride);
+      sum_range(walked, count * length, threadIdx.x, blockDim.x);
+      __syncthreads();
+      walked = walked.resident();
+      cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
+    }
+    sum_planes(walked, shape.pixels, length, count, tiles.segments, tiles.lanes, cells, put);
   }
 }
 
@@ -194,9 +196,9 @@ __device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
 template <bool kChannelsLast, class Map, class Sum>
 __device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale, const Sum* shift) {
   constexpr int kW = Map::kWidth;
-  const int columns = int(range.count), rows = int(range.end - range.begin);
+  const int columns = int(range.count), rows = int(range.end - range.begin);  // or elements, of planes
   if constexpr (!kChannelsLast) {
-    map_planes(map.moved(range.begin), range.end - range.begin, shape.pixels, range.begin - range.first * shape.pixels,
+    map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels,
                scale, shift);
   } else if (map.vectorised && columns % kW == 0) {
     map_columns<kW>(map.moved(range.begin * shape.channels + range.first), rows, shape.channels, columns,
@@ -209,7 +211,7 @@ __device__ void map_tile(const Map& map, const Shape& shape, const MapRange& ran
 
 // y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_hidden(const
 
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T> - 1)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
@@ -328,27 +330,11 @@ __global__ void __launch_bounds__(kThreads)
   Sum* const cells = shared;  // [threads * vector]
   Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
   Sum* const shift = scale + tiles.channels + 2;
-  Sum* const logits = shift + tiles.channels + 2;
-  Sum* const hidden = logits + shape.channels;  // these two with fused_hidden only
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
   for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
     const int64_t n = shape.samples - 1 - sample;
     const Sum* const saved = a.saved + n * shape.saved_columns();
-    const Sum* input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
-    if (a.grad_x && a.fused_hidden) {
-      const GradLogits<T> grad_logits(a, n);
-      for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
-        logits[c] = grad_logits[c];
-        if (blockIdx.x == 0) a.grad_logits[n * shape.channels + c] = logits[c];
-      }
-      __syncthreads();
-      multiply_columns(a.parameters.expand_weight, shape.hidden, int(shape.channels), int(shape.hidden), kColumnVectors,
-                       static_cast<const Sum*>(logits), cells, [&](int r, Sum sum) {
-                         hidden[r] = sum * activation_derivative(saved[shape.channels + r], shape.activation);
-                         if (blockIdx.x == 0) a.grad_hidden[n * shape.hidden + r] = hidden[r];
-                       });
-      input = hidden;
-    }
+    const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
     if (a.grad_x) {
       const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
       multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
