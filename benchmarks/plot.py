@@ -25,9 +25,8 @@ def _bars(axes, names: list[str], ratios: list[dict[str, float]], title: str) ->
     positions = np.arange(len(names))
     middle = np.array([value["median"] for value in ratios])
     spread = np.abs(np.array([[value["low"], value["high"]] for value in ratios]).T - middle)
-    axes.barh(
-        positions, middle, xerr=spread, color=["#2a7f62" if m >= 1 else "#b5524a" for m in middle], ecolor="#555555"
-    )
+    colours = [FASTER if value["low"] > 1 else SLOWER if value["high"] < 1 else NEITHER for value in ratios]
+    axes.barh(positions, middle, xerr=spread, color=colours, ecolor="#333333")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(positions, names, fontsize=8)
     axes.invert_yaxis()
