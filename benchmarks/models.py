@@ -19,7 +19,7 @@ from . import photograph, report
 from .environment import environment
 from .memory import held_and_peak
 from .micro import DTYPES, LAYOUTS, ROUNDING
-from .timing import CpuTimer, GpuTimer, interleave, make_timer, ratio
+from .timing import CpuTimer, GpuTimer, enough_rounds, interleave, make_timer, ratio
 
 MODELS = ("mobilenet_v3_large", "efficientnet_b0", "seresnet50", "regnety_032")
 COLUMNS = ("eager", "patched", "compile", "compile_patched")
@@ -163,8 +163,11 @@ class Measurement:
         red = {name: value for name, value in from_exact.items() if not value <= allowed}
         return {"from_eager": from_eager, "from_float64": from_exact} | ({"red": red} if red else {})
 
-    def row(self, timer: CpuTimer | GpuTimer, rounds: int) -> dict[str, Any]:
-        """Everything about this configuration; no times where a result is wrong."""
+    def row(self, timer: CpuTimer | GpuTimer, rounds: int, budget: float = 0.0) -> dict[str, Any]:
+        """Everything about this configuration; no times where a result is wrong.
+
+        `rounds` at least; more of them while `budget` seconds last.
+        """
         configuration, device = self.configuration, self.configuration.device
         head = {
             "model": configuration.name, "batch": configuration.batch, "layout": configuration.layout,
@@ -176,7 +179,12 @@ class Measurement:
         self.results.clear()
         memory = {name: held_and_peak(call, device)[1] for name, call in self.columns.items()}
         mode = timer.modes[0]
-        times = interleave({name: timer.sampler(call, mode) for name, call in self.columns.items()}, rounds)
+        samplers = {name: timer.sampler(call, mode) for name, call in self.columns.items()}
+        if budget:
+            start = time.perf_counter()
+            interleave(samplers, 1)
+            rounds = enough_rounds(time.perf_counter() - start, budget, rounds)
+        times = interleave(samplers, rounds)
         pairs = (("eager", "patched"), ("compile", "compile_patched"), ("eager", "compile"))
         return head | {
             "seconds": times,

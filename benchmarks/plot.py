@@ -16,17 +16,17 @@ import numpy as np
 
 from . import photograph, report
 
+FASTER, SLOWER, NEITHER = "#2a7f62", "#b5524a", "#8a8a8a"
 SPACE = ("H", "W", "D")  # the axes that make up the number of pixels
 
 
 def _bars(axes, names: list[str], ratios: list[dict[str, float]], title: str) -> None:
-    """Horizontal bars of ratios with their quartiles; 1 is "as fast as the other"."""
+    """Horizontal bars of ratios with their quartiles; grey where those lie on both sides of 1, "as fast"."""
     positions = np.arange(len(names))
     middle = np.array([value["median"] for value in ratios])
     spread = np.abs(np.array([[value["low"], value["high"]] for value in ratios]).T - middle)
-    axes.barh(
-        positions, middle, xerr=spread, color=["#2a7f62" if m >= 1 else "#b5524a" for m in middle], ecolor="#555555"
-    )
+    colours = [FASTER if value["low"] > 1 else SLOWER if value["high"] < 1 else NEITHER for value in ratios]
+    axes.barh(positions, middle, xerr=spread, color=colours, ecolor="#333333")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(positions, names, fontsize=8)
     axes.invert_yaxis()
@@ -46,7 +46,7 @@ def draw_demo(document: report.Document, path: str | Path) -> None:
     left.imshow(photograph.crop(0.5, 400).permute(1, 2, 0).numpy())
     left.axis("off")
     worst = max((max(row["from_eager"].values()) for row in document["rows"]), default=math.nan)
-    left.set_title(f"the input; largest relative output difference {worst:.1e}", fontsize=10)
+    left.set_title(f"the input; largest\nrelative difference of outputs {worst:.1e}", fontsize=10)
     names, ratios = [], []
     for row in document["rows"]:
         for pair in ("eager / patched", "compile / compile_patched"):

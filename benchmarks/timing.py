@@ -27,6 +27,11 @@ def interleave(samplers: dict[str, Sampler], rounds: int) -> dict[str, list[floa
     return times
 
 
+def enough_rounds(round_seconds: float, budget_seconds: float, least: int, most: int = 41) -> int:
+    """As many rounds as the budget allows within bounds: quick calls need, and can afford, more of them."""
+    return min(most, max(least, int(budget_seconds / round_seconds)))
+
+
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
     """Median and quartiles of the per-round ratios slow / fast: above 1 where `fast` is faster."""
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]

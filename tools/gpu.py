@@ -83,7 +83,10 @@ class Stages:
             "build", command, self.arguments.build_limit,
             ATTNKERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=architectures, MAX_JOBS=str(os.cpu_count() or 1),
         )  # fmt: skip
-        outcome.figures = {"architectures": architectures}
+        record = ROOT / "attnkernels" / "_build.json"
+        outcome.figures = {"architectures": architectures} | (json.loads(record.read_text()) if record.exists() else {})
+        if not (ROOT / "attnkernels" / "_C_cuda.so").exists():
+            outcome.problem = outcome.problem or "no _C_cuda.so came out"
         return [outcome]
 
     def tests(self) -> list[Outcome]:
