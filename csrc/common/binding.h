@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 
 // The CUDA bindings register for CUDA tensors, or, built against the host emulation, for CPU tensors in a namespace of
@@ -34,6 +35,10 @@ inline bool is_channels_last(const Tensor& x) {
     expected *= size[axis];
   }
   return true;
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {  // the arrays of sizes have no == before torch 2.14
+  return std::ranges::equal(a.sizes(), b.sizes());
 }
 
 // x itself where it is dense in the wanted order, a copy otherwise.

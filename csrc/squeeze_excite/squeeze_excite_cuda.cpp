@@ -35,7 +35,7 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, int64
 }
 void check_map(const char* name, const Tensor& tensor, const Tensor& x) {
   check_tensor(name, tensor, x, x.numel());
-  STD_TORCH_CHECK(tensor.sizes() == x.sizes(), "squeeze_excite: ", name, ": expected the shape of x");
+  STD_TORCH_CHECK(same_shape(tensor, x), "squeeze_excite: ", name, ": expected the shape of x");
 }
 
 struct Call {

@@ -39,8 +39,9 @@ def test_attention(shape, dtype, layout):
     testing.assert_close_to_float64(out, want, "out", rounded_inside=dtype.itemsize == 2)
     wants = torch.autograd.grad(want, inputs, grad_out.cpu().double())
     grads = triton_impl.criss_cross_attention_backward(grad_out, query, key, value, out, log_sum_exp, 7)
+    largest = max(want_grad.abs().max().item() for want_grad in wants)
     for name, grad, want_grad in zip(("query", "key", "value"), grads, wants, strict=True):
-        testing.assert_close_to_float64(grad, want_grad, name, rounded_inside=True)
+        testing.assert_close_to_float64(grad, want_grad, name, rounded_inside=True, largest=largest)
     assert [g.numel() for g in triton_impl.criss_cross_attention_backward(
         grad_out, query, key, value, out, log_sum_exp, 2)] == [0, key.numel(), 0]  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from triton_wall import UNDER_TTSEM
 
-import attnkernels
 from attnkernels import testing
 
 
@@ -22,12 +21,4 @@ def _runs():
 
 @pytest.mark.parametrize(("case", "dtype", "layout"), _runs())
 def test_forward_and_gradients(case, dtype, layout):
-    args, kwargs = case.make(dtype, "cuda", layout)
-    output, grads, grad_output = testing.gradients(case.op, args, kwargs, "triton")
-    assert output.dtype == dtype
-    assert attnkernels.backend_of(case.op, *args, **kwargs, backend="triton") == "triton"
-    args64, kwargs64 = testing.in_float64((args, kwargs))
-    want, want_grads, _ = testing.gradients(case.op, args64, kwargs64, "reference", grad_output.double().cpu())
-    testing.assert_close_to_float64(output, want, "output")
-    for i, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
-        testing.assert_close_to_float64(grad, want_grad, f"gradient of tensor argument {i}")
+    testing.check_against_float64(case, "triton", "cuda", dtype, layout)

@@ -126,7 +126,7 @@ def test_offsets_of_64_bits(layout, monkeypatch):
 def test_more_than_2_31_elements(layout):
     """One sample past 2^31 values, checked where the offsets are largest."""
     shape = (1, 8, 16400, 16400)
-    x = torch.ones(shape, dtype=torch.float16, device="cuda", memory_format=torch.contiguous_format)
+    x = torch.ones(shape, dtype=torch.float16, device="cuda")
     x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
     weight = torch.eye(8, dtype=torch.float16, device="cuda")
     y, saved = triton_impl.squeeze_excite(x, None, None, weight, None, None, 0, 0, 0)

@@ -168,7 +168,9 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
 
 @functools.lru_cache(maxsize=4096)
 def _delta_launch(call: Call) -> Launch:
-    block = power_of_2(call.b_channels, 128)  # a row of 16-bit channels is two cache lines; 32 rows are 32 values a thread
+    block = power_of_2(
+        call.b_channels, 128
+    )  # a row of 16-bit channels is two cache lines; 32 rows are 32 values a thread
     return Launch(
         kernels.criss_cross_delta, (ceil_div(call.samples * call.pixels, 32),), keep=call.aligned,
         MULTIPLE=multiple(call.b_channels), BLOCK_PIXELS=32, BLOCK_CHANNELS=block,
@@ -303,7 +305,9 @@ def criss_cross_affinity(query: Tensor, key: Tensor) -> Tensor:
     return _scores(_last(query), _last(key), _is_last(query))
 
 
-def criss_cross_affinity_backward(grad_affinity: Tensor, query: Tensor, key: Tensor, needs: int) -> tuple[Tensor, Tensor]:
+def criss_cross_affinity_backward(
+    grad_affinity: Tensor, query: Tensor, key: Tensor, needs: int
+) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_affinity_backward`; `needs` is a sum of the NEEDS_ bits."""
     channels_last = _is_last(query)
     grad_affinity = _last(grad_affinity)
@@ -343,8 +347,11 @@ def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]
     everything = NEEDS_QUERY | NEEDS_KEY | NEEDS_VALUE
     yield "forward", functools.partial(criss_cross_attention, query, query, value)
     for name, needs in (("grad_query", NEEDS_QUERY), ("grad_key", NEEDS_KEY), ("grad_value", NEEDS_VALUE)):
-        yield name, functools.partial(
-            criss_cross_attention_backward, value, query, query, value, value, log_sum_exp, needs & everything
+        yield (
+            name,
+            functools.partial(
+                criss_cross_attention_backward, value, query, query, value, value, log_sum_exp, needs & everything
+            ),
         )
     yield "affinity", functools.partial(criss_cross_affinity, query, query)
     yield "aggregate", functools.partial(criss_cross_aggregate, affinity, value)

@@ -33,8 +33,12 @@ def _product(
     total = tl.zeros([BLOCK_A, BLOCK_B], accumulation)
     for start in range(0, channels, BLOCK_TERMS):
         c = start + tl.arange(0, BLOCK_TERMS)
-        a = tl.load(a_ptr + a_pixel[:, None] * channels + c[None, :], mask=a_mask[:, None] & (c < channels)[None, :], other=0)
-        b = tl.load(b_ptr + b_pixel[None, :] * channels + c[:, None], mask=b_mask[None, :] & (c < channels)[:, None], other=0)
+        a = tl.load(
+            a_ptr + a_pixel[:, None] * channels + c[None, :], mask=a_mask[:, None] & (c < channels)[None, :], other=0
+        )
+        b = tl.load(
+            b_ptr + b_pixel[None, :] * channels + c[:, None], mask=b_mask[None, :] & (c < channels)[:, None], other=0
+        )
         total = tl.dot(a, b, total, input_precision="ieee", out_dtype=accumulation)
     return total
 
@@ -79,7 +83,9 @@ def criss_cross_attention_pass(
             keys = keys & (i[:, None] != j[None, :])
         energy = tl.where(keys, energy, -float("inf"))
         now = tl.maximum(largest, tl.max(energy, 1))
-        base = tl.where(now == -float("inf"), 0, now)  # no key yet, or none that counts: exp(-inf - 0) is 0, as it must be
+        base = tl.where(
+            now == -float("inf"), 0, now
+        )  # no key yet, or none that counts: exp(-inf - 0) is 0, as it must be
         weight = tl.exp(energy - base[:, None])
         rescale = tl.exp(largest - base)
         total = total * rescale + tl.sum(weight, 1)
@@ -206,7 +212,17 @@ def criss_cross_scores_pass(
     row = _pixels(tl.program_id(0), i, length, step, pixels)
     column = _pixels(tl.program_id(0), j, length, step, pixels)
     score = _product(
-        a_ptr, row, i < length, b_ptr, column, j < length, channels, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_TERMS, accumulation
+        a_ptr,
+        row,
+        i < length,
+        b_ptr,
+        column,
+        j < length,
+        channels,
+        BLOCK_QUERIES,
+        BLOCK_KEYS,
+        BLOCK_TERMS,
+        accumulation,
     )
     mask = (i < length)[:, None] & (j < length)[None, :]
     if IS_COLUMN:
