@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _load
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -76,8 +78,12 @@ def uninitialized_is_nan() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    if _load.is_loaded("cpu"):  # it allocates without the dispatcher
+        torch.ops.attnkernels.fill_new_memory(True)
     try:
         yield
     finally:
+        if _load.is_loaded("cpu"):
+            torch.ops.attnkernels.fill_new_memory(False)
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]

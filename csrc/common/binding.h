@@ -46,8 +46,8 @@ inline Tensor as_layout(const Tensor& x, bool channels_last) {
   if (channels_last ? (is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1)))
                     : x.is_contiguous())
     return x;
-  return torch::stable::contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                    : torch::headeronly::MemoryFormat::Contiguous);
+  return torch::stable::contiguous(
+      x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
@@ -58,8 +58,9 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
 // An uninitialised tensor on the device of `like`.
 inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
                        bool channels_last = false) {
-  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+  return torch::stable::empty(
+      shape, dtype, std::nullopt, like.device(), std::nullopt,
+      channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
 }
 
 // The dtype in which sums are held: double for double, float for everything else.

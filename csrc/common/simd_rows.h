@@ -37,7 +37,8 @@ SIMD_INLINE Accumulator<T> row_reduce(int64_t count, Add add) {
 template <class T, class Add>
 SIMD_INLINE void columns_reduce(Accumulator<T>* sums, int64_t rows, int64_t columns, Add add) {
   constexpr int64_t kStep = kLanes<T>;
-  constexpr int64_t kRows = 8;  // each a sequential stream for the prefetcher; the sums stay in L1 between blocks
+  // Several rows at a time, as the sums are loaded and stored once per block; few enough to read memory in long runs.
+  constexpr int64_t kRows = 16 / sizeof(T);
   const auto block = [&]<int64_t kCount>(int64_t row, std::integral_constant<int64_t, kCount>) {
     const auto column = [&](Vec<T> sum, int64_t c, auto read) {
       Vec<T> chains[2] = {sum, Vec<T>{}};
