@@ -1,6 +1,10 @@
 // One level: what simd_foreach.h repeats.
 #include "common/simd_vector.h"
-// The helpers come after the vectors that they are made of.
+// each builds on the one before
+#include "common/simd_rows.h"
+// and on
+#include "common/simd_linear.h"
+// and on
 #include SIMD_FILE
 #undef SIMD_LEVEL
 #undef SIMD_LEVEL_NUMBER

@@ -200,6 +200,14 @@ SIMD_INLINE Uint16 from_float(Float v, Half) {
 #endif
 }
 
+// One value, by the same conversion.
+SIMD_INLINE float to_accumulator(float value) { return value; }
+SIMD_INLINE double to_accumulator(double value) { return value; }
+template <class T>
+SIMD_INLINE float to_accumulator(T value) {
+  return to_float(Uint16{} + value.bits, T{})[0];
+}
+
 // ---- memory
 
 template <class V>
@@ -224,17 +232,16 @@ SIMD_INLINE void store(T* to, Float v) {
   memcpy(to, &narrow, sizeof(narrow));
 }
 
-// memcpy of `bytes` < kVectorBytes, a multiple of 2, without a call
-SIMD_INLINE void copy_small(void* to, const void* from, int64_t bytes) {
-  char* out = static_cast<char*>(to);
-  const char* in = static_cast<const char*>(from);
-#define SIMD_COPY(size) \
-  if (bytes & size) memcpy(out, in, size), out += size, in += size
-  SIMD_COPY(16);
-  SIMD_COPY(8);
-  SIMD_COPY(4);
-  SIMD_COPY(2);
-#undef SIMD_COPY
+// memcpy of the first `count` of a vector's lanes, count < kLanes<T>, without a call
+template <class T>
+SIMD_INLINE void copy_lanes(T* to, const T* from, int64_t count) {
+  if constexpr (kLanes<T> > 8)
+    if (count & 8) memcpy(to, from, 8 * sizeof(T)), to += 8, from += 8;
+  if constexpr (kLanes<T> > 4)
+    if (count & 4) memcpy(to, from, 4 * sizeof(T)), to += 4, from += 4;
+  if constexpr (kLanes<T> > 2)
+    if (count & 2) memcpy(to, from, 2 * sizeof(T)), to += 2, from += 2;
+  if (count & 1) memcpy(to, from, sizeof(T));
 }
 
 #if SIMD_LEVEL_NUMBER == 2
@@ -265,16 +272,16 @@ SIMD_INLINE void store_partial(T* to, Float v, int64_t count) {
 template <class T>
 SIMD_INLINE Vec<T> load_partial(const T* from, int64_t count) {
   if (count == kLanes<T>) return load(from);
-  alignas(kVectorBytes) char lanes[kVectorBytes] = {};
-  copy_small(lanes, from, count * sizeof(T));
-  return load(reinterpret_cast<const T*>(lanes));
+  T lanes[kLanes<T>] = {};
+  copy_lanes(lanes, from, count);
+  return load(lanes);
 }
 template <class T>
 SIMD_INLINE void store_partial(T* to, Vec<T> v, int64_t count) {
   if (count == kLanes<T>) return store(to, v);
-  alignas(kVectorBytes) char lanes[kVectorBytes];
-  store(reinterpret_cast<T*>(lanes), v);
-  copy_small(to, lanes, count * sizeof(T));
+  T lanes[kLanes<T>] = {};
+  store(lanes, v);
+  copy_lanes(to, lanes, count);
 }
 
 #endif

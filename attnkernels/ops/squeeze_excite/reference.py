@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": Tensor.sigmoid, "hard_sigmoid": F.hardsigmoid}
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    """F.hardsigmoid has no second derivative, and 1/6 rounded to float32 in the first one, for float64 too."""
+    return F.relu6(x + 3) / 6
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": Tensor.sigmoid, "hard_sigmoid": _hard_sigmoid}
 
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

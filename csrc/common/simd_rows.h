@@ -1,0 +1,91 @@
+// Loops over rows and columns of one level; included once per level by simd_level.h, no include guard.
+//
+// A loop body gets `read`, which loads a whole vector or, at the end of a row, a partial one (the other lanes are
+// zero):
+//   row_reduce<T>(count, [&](Vec<T> sum, int64_t i, auto read) { return fma(read(x + i), read(y + i), sum); })
+namespace attnkernels::simd::SIMD_LEVEL {
+namespace {
+
+struct ReadAll {
+  template <class T>
+  SIMD_INLINE Vec<T> operator()(const T* from) const {
+    return load(from);
+  }
+};
+struct ReadPartial {
+  int64_t count;
+  template <class T>
+  SIMD_INLINE Vec<T> operator()(const T* from) const {
+    return load_partial(from, count);
+  }
+};
+
+// sum over 0 <= i < count of the terms that `add(sum, i, read)` adds
+template <class T, class Add>
+SIMD_INLINE Accumulator<T> row_reduce(int64_t count, Add add) {
+  constexpr int64_t kStep = kLanes<T>;
+  Vec<T> sums[4] = {};  // four chains hide the latency of the addition
+  int64_t i = 0;
+  for (; i + 4 * kStep <= count; i += 4 * kStep)
+    for (int chain = 0; chain < 4; ++chain) sums[chain] = add(sums[chain], i + chain * kStep, ReadAll{});
+  for (; i + kStep <= count; i += kStep) sums[0] = add(sums[0], i, ReadAll{});
+  if (i < count) sums[1] = add(sums[1], i, ReadPartial{count - i});
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// sums[c] += over 0 <= r < rows the terms that `add(sum, r * columns + c, read)` adds
+template <class T, class Add>
+SIMD_INLINE void columns_reduce(Accumulator<T>* sums, int64_t rows, int64_t columns, Add add) {
+  constexpr int64_t kStep = kLanes<T>;
+  constexpr int64_t kRows = 8;  // each a sequential stream for the prefetcher; the sums stay in L1 between blocks
+  const auto block = [&]<int64_t kCount>(int64_t row, std::integral_constant<int64_t, kCount>) {
+    const auto column = [&](Vec<T> sum, int64_t c, auto read) {
+      Vec<T> chains[2] = {sum, Vec<T>{}};
+      for (int64_t r = 0; r < kCount; ++r) chains[r % 2] = add(chains[r % 2], (row + r) * columns + c, read);
+      return chains[0] + chains[1];
+    };
+    int64_t c = 0;
+    for (; c + kStep <= columns; c += kStep) store(sums + c, column(load(sums + c), c, ReadAll{}));
+    if (c < columns) {
+      const int64_t count = columns - c;
+      store_partial(sums + c, column(load_partial(sums + c, count), c, ReadPartial{count}), count);
+    }
+  };
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) block(row, std::integral_constant<int64_t, kRows>{});
+  for (; row < rows; ++row) block(row, std::integral_constant<int64_t, 1>{});
+}
+
+// y[i] = value(i, read) for 0 <= i < count
+template <class T, class Value>
+SIMD_INLINE void row_map(T* y, int64_t count, Value value) {
+  constexpr int64_t kStep = kLanes<T>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) store(y + i, value(i, ReadAll{}));
+  if (i < count) store_partial(y + i, value(i, ReadPartial{count - i}), count - i);
+}
+
+inline constexpr int64_t kStagingBytes = 16 * 1024;  // half of the smallest L1 in use: the inputs pass through the rest
+
+// y[i] for begin <= i < end, in pieces within one multiple of `period`, in blocks, the last block first: what was read
+// last is still in the cache. piece(i, index, offset), with i = index * period + offset, gives the values from i on as
+// value(j, read). `stream`: past the caches; call stream_fence() after.
+template <class T, class Piece>
+SIMD_INLINE void map_backwards(T* y, int64_t begin, int64_t end, int64_t period, bool stream, Piece piece) {
+  constexpr int64_t kBlock = kStagingBytes / sizeof(T);
+  alignas(64) T staging[kBlock];
+  while (end > begin) {
+    const int64_t first = end - begin > kBlock ? end - kBlock : begin;
+    int64_t index = first / period, offset = first % period;
+    for (int64_t i = first; i < end; ++index, offset = 0) {
+      const int64_t count = end - i < period - offset ? end - i : period - offset;
+      row_map(stream ? staging + (i - first) : y + i, count, piece(i, index, offset));
+      i += count;
+    }
+    if (stream) stream_copy(y + first, staging, (end - first) * sizeof(T));
+    end = first;
+  }
+}
+
+}  // namespace
+}  // namespace attnkernels::simd::SIMD_LEVEL

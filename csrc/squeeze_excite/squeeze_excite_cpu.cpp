@@ -1,0 +1,301 @@
+// The CPU wall of squeeze_excite: checks, allocation, the order of the passes, threads. The kernels are in
+// squeeze_excite_simd.h.
+#include "squeeze_excite/squeeze_excite_cpu.h"
+
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "common/binding.h"
+#include "common/cpu_work.h"
+
+#define SIMD_FILE "squeeze_excite/squeeze_excite_simd.h"
+#include "common/simd_foreach.h"
+
+namespace attnkernels::squeeze_excite {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+template <class T>
+const T* input(const Optional& x) {
+  return x ? static_cast<const T*>(x->const_data_ptr()) : nullptr;
+}
+// Null where nothing was allocated for a result that was not asked for.
+template <class T>
+T* output(const Optional& x) {
+  return x ? static_cast<T*>(x->mutable_data_ptr()) : nullptr;
+}
+
+// Calls f(T{}) with the element type of a dtype.
+template <class F>
+void dispatch(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "squeeze_excite: x: expected float32, float64, float16 or bfloat16");
+  }
+}
+
+// ---- what is safe to compute
+
+void check_matrix(const char* name, const Tensor& weight, const Tensor& x, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.is_cpu() && weight.dim() >= 2 &&
+                      weight.size(0) == rows && weight.numel() == rows * columns,
+                  "squeeze_excite: ", name, ": expected ", rows, " x ", columns, " numbers of x's dtype on the CPU");
+}
+void check_vector(const char* name, const Optional& bias, const Tensor& x, int64_t length) {
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == x.scalar_type() && bias->is_cpu() && bias->numel() == length),
+                  "squeeze_excite: ", name, ": expected ", length, " numbers of x's dtype on the CPU");
+}
+void check_map(const char* name, const Tensor& map, const Tensor& x) {
+  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && map.sizes() == x.sizes(),
+                  "squeeze_excite: ", name, ": expected shape, dtype and device of x");
+}
+
+// The checked, contiguous parameters and the shape of a call.
+struct Call {
+  Call(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias, const Tensor& expand_weight,
+       const Optional& expand_bias, int64_t activation, int64_t gate, int64_t output_activation)
+      : single_layer(!reduce_weight),
+        reduce_weight(attnkernels::contiguous(reduce_weight)),
+        reduce_bias(attnkernels::contiguous(reduce_bias)),
+        expand_weight(attnkernels::contiguous(expand_weight)),
+        expand_bias(attnkernels::contiguous(expand_bias)) {
+    STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "squeeze_excite: x: expected [N, C, H, W] on the CPU");
+    STD_TORCH_CHECK(activation >= 0 && activation <= 1 && gate >= 0 && gate <= 1 && output_activation >= 0 &&
+                        output_activation <= 1,
+                    "squeeze_excite: activation, gate, output_activation: expected 0 or 1");
+    const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
+    const int64_t hidden = reduce_weight ? reduce_weight->size(0) : 0;
+    if (reduce_weight) check_matrix("reduce_weight", *reduce_weight, x, hidden, channels);
+    check_vector("reduce_bias", reduce_bias, x, hidden);
+    check_matrix("expand_weight", expand_weight, x, channels, single_layer ? channels : hidden);
+    check_vector("expand_bias", expand_bias, x, channels);
+    shape = {.samples = x.size(0),
+             .channels = channels,
+             .hidden = hidden,
+             .pixels = pixels,
+             .channels_last = is_channels_last(x),
+             .activation = Activation(activation),
+             .gate = Gate(gate),
+             .output_activation = OutputActivation(output_activation)};
+  }
+
+  template <class T>
+  Parameters<T> parameters() const {
+    return {input<T>(reduce_weight), input<T>(reduce_bias), input<T>(expand_weight), input<T>(expand_bias)};
+  }
+
+  bool single_layer;
+  Optional reduce_weight, reduce_bias;
+  Tensor expand_weight;
+  Optional expand_bias;
+  Shape shape;
+};
+
+// ---- the order of the passes
+
+// How a call is divided: groups of samples that fit the cache go to the threads whole (the weights are read once per
+// group); a few large samples are each shared by all threads.
+struct Plan {
+  Plan(const Shape& shape, int64_t sample_bytes, int64_t passes_bytes) {
+    threads = cpu::threads_for(shape.samples * passes_bytes);
+    // Uneven shares are worse than a barrier per pass.
+    shared = threads > 1 && (shape.samples < threads || (shape.samples % threads && shape.samples < 4 * threads));
+    const int64_t share = (shape.samples + threads - 1) / threads;
+    group = shared ? 1
+                   : std::clamp<int64_t>(cpu::cache_bytes() / std::max<int64_t>(sample_bytes, 1), 1,
+                                         std::max<int64_t>(share, 1));
+    groups = (shape.samples + group - 1) / group;
+  }
+  int64_t threads, group, groups;
+  bool shared;
+};
+
+// The units of a sample, first to last, of a pass: pool(first, last, sums) into sums [C], by `parts` threads.
+template <class A, class Pool>
+void pool_sample(const Shape& shape, int64_t parts, A* sums, std::vector<A>& partial, const Pool& pool) {
+  const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
+  if (parts == 1 || !shape.channels_last)
+    return cpu::for_parts(parts, units, 1, [&](int64_t, int64_t first, int64_t last) { pool(first, last, sums); });
+  partial.resize(parts * shape.channels);
+  cpu::for_parts(parts, units, 1, [&](int64_t part, int64_t first, int64_t last) {
+    pool(first, last, partial.data() + part * shape.channels);
+  });
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    A sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += partial[part * shape.channels + c];
+    sums[c] = sum;
+  }
+}
+
+// Calls group(n0, n1, parts): by several threads at once with parts == 1, or one after the other with all threads.
+template <class Group>
+void for_groups(const Plan& plan, int64_t samples, const Group& group) {
+  if (plan.shared) {
+    for (int64_t n = 0; n < samples; ++n) group(n, n + 1, plan.threads);
+    return;
+  }
+  cpu::for_parts(std::min(plan.threads, plan.groups), plan.groups, 1, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t g = first; g < last; ++g) group(g * plan.group, std::min(samples, (g + 1) * plan.group), int64_t(1));
+  });
+}
+
+template <class T>
+void run(const Forward<T>& f) {
+  using A = Accumulator<T>;
+  const Shape& shape = f.shape;
+  const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+  const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
+  const int64_t sample_bytes = shape.channels * shape.pixels * sizeof(T);
+  for_groups(Plan(shape, sample_bytes, 3 * sample_bytes), shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
+    std::vector<A> partial;
+    for (int64_t n = n0; n < n1; ++n) {
+      A* means = f.saved.means(n);
+      pool_sample(shape, parts, means, partial,
+                  [&](int64_t first, int64_t last, A* sums) { kernels.pool(f, n, first, last, sums); });
+      for (int64_t c = 0; c < shape.channels; ++c) means[c] /= A(shape.pixels);
+    }
+    if (!f.single_layer)
+      cpu::for_parts(parts, shape.hidden, 4,
+                     [&](int64_t, int64_t begin, int64_t end) { kernels.reduce(f, n0, n1, begin, end); });
+    cpu::for_parts(parts, shape.channels, 16,
+                   [&](int64_t, int64_t begin, int64_t end) { kernels.expand(f, n0, n1, begin, end); });
+    for (int64_t n = n1 - 1; n >= n0; --n)
+      cpu::for_parts(parts, units, 1, [&](int64_t, int64_t first, int64_t last) { kernels.scale(f, n, first, last); });
+  });
+}
+
+template <class T>
+void run(const Backward<T>& b, int needs) {
+  using A = Accumulator<T>;
+  const Shape& shape = b.shape;
+  const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+  const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
+  const int64_t map_bytes = shape.channels * shape.pixels * sizeof(T);
+  const bool gradients = needs & (kNeedsX | kNeedsWeights);
+  // x passes through the cache between the two uses of grad_y and y.
+  const Plan plan(shape, map_bytes * (b.y ? 3 : 2), map_bytes * 4);
+  for_groups(plan, shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
+    std::vector<A> partial;
+    if (gradients) {
+      for (int64_t n = n0; n < n1; ++n)
+        pool_sample(shape, parts, b.grad_logits + n * shape.channels, partial,
+                    [&](int64_t first, int64_t last, A* sums) { kernels.backward_pool(b, n, first, last, sums); });
+      kernels.backward_gate(b, n0, n1);
+      cpu::for_parts(parts, b.single_layer ? shape.channels : shape.hidden, 16,
+                     [&](int64_t, int64_t begin, int64_t end) { kernels.backward_expand(b, n0, n1, begin, end); });
+      if (!b.single_layer && b.grad_x)
+        cpu::for_parts(parts, shape.channels, 64,
+                       [&](int64_t, int64_t begin, int64_t end) { kernels.backward_reduce(b, n0, n1, begin, end); });
+    }
+    if (b.grad_x || b.grad_residual)
+      for (int64_t n = n1 - 1; n >= n0; --n)
+        cpu::for_parts(parts, units, 1,
+                       [&](int64_t, int64_t first, int64_t last) { kernels.backward_scale(b, n, first, last); });
+  });
+  if (needs & kNeedsWeights) kernels.backward_weights(b);
+}
+
+// ---- operators
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
+                                   const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
+                                   int64_t activation, int64_t gate, int64_t output_activation) {
+  const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
+  const Shape& shape = call.shape;
+  if (residual) check_map("residual", *residual, x);
+  const Tensor dense_x = as_layout(x, shape.channels_last);
+  const Optional dense_residual = residual ? Optional(as_layout(*residual, shape.channels_last)) : std::nullopt;
+  const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
+  Tensor y = allocate(x.sizes(), dtype, x, shape.channels_last);
+  Tensor saved = allocate({shape.samples, shape.saved_columns()}, sums, x);
+  Tensor hidden = allocate({shape.samples, shape.hidden}, sums, x);
+  dispatch(dtype, [&]<class T>(T) {
+    using A = Accumulator<T>;
+    run(Forward<T>{.shape = shape,
+                   .single_layer = call.single_layer,
+                   .stream = y.numel() * int64_t(sizeof(T)) >= cpu::kStreamBytes,
+                   .parameters = call.parameters<T>(),
+                   .x = input<T>(dense_x),
+                   .residual = input<T>(dense_residual),
+                   .y = output<T>(y),
+                   .saved = {output<A>(saved), shape.channels, shape.hidden},
+                   .hidden = output<A>(hidden)});
+  });
+  return {std::move(y), std::move(saved)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_y, const Tensor& x, const Optional& y, const Optional& reduce_weight,
+    const Optional& reduce_bias, const Tensor& expand_weight, const Optional& expand_bias, const Tensor& saved,
+    int64_t activation, int64_t gate, int64_t output_activation, int64_t needs) {
+  const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
+  const Shape& shape = call.shape;
+  const bool relu = shape.output_activation == OutputActivation::kRelu;
+  const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
+  check_map("grad_y", grad_y, x);
+  STD_TORCH_CHECK(!relu || y, "squeeze_excite: y: expected the output, as output_activation is relu, got None");
+  if (relu) check_map("y", *y, x);
+  STD_TORCH_CHECK(
+      saved.scalar_type() == sums && saved.is_cpu() && saved.numel() == shape.samples * shape.saved_columns(),
+      "squeeze_excite: saved: expected ", shape.samples, " x ", shape.saved_columns(), " numbers on the CPU");
+  STD_TORCH_CHECK(!(needs & kNeedsResidual) || relu, "squeeze_excite: needs: grad_residual is grad_y without a ReLU");
+  const Tensor dense_grad = as_layout(grad_y, shape.channels_last), dense_x = as_layout(x, shape.channels_last);
+  const Optional dense_y = relu ? Optional(as_layout(*y, shape.channels_last)) : std::nullopt;
+  const Tensor dense_saved = attnkernels::contiguous(saved);
+
+  const auto map = [&](bool wanted) -> Optional {
+    return wanted ? Optional(allocate(x.sizes(), dtype, x, shape.channels_last)) : std::nullopt;
+  };
+  const auto parameter = [&](const Optional& like) -> Optional {
+    return like && (needs & kNeedsWeights) ? Optional(allocate(like->sizes(), dtype, x)) : std::nullopt;
+  };
+  Optional grad_x = map(needs & kNeedsX), grad_residual = map(needs & kNeedsResidual);
+  Optional grads[] = {parameter(reduce_weight), parameter(reduce_bias), parameter(expand_weight),
+                      parameter(expand_bias)};
+  const Tensor scratch = allocate({shape.samples, 2 * (shape.hidden + shape.channels)}, sums, x);
+  dispatch(dtype, [&]<class T>(T) {
+    using A = Accumulator<T>;
+    A* part = static_cast<A*>(scratch.mutable_data_ptr());
+    const int64_t of_hidden = shape.samples * shape.hidden, of_channels = shape.samples * shape.channels;
+    run(Backward<T>{.shape = shape,
+                    .single_layer = call.single_layer,
+                    .stream = x.numel() * int64_t(sizeof(T)) >= cpu::kStreamBytes,
+                    .parameters = call.parameters<T>(),
+                    .grad_y = input<T>(dense_grad),
+                    .x = input<T>(dense_x),
+                    .y = input<T>(dense_y),
+                    .saved = {static_cast<const A*>(dense_saved.const_data_ptr()), shape.channels, shape.hidden},
+                    .grad_x = output<T>(grad_x),
+                    .grad_residual = output<T>(grad_residual),
+                    .grad_reduce_weight = output<T>(grads[0]),
+                    .grad_reduce_bias = output<T>(grads[1]),
+                    .grad_expand_weight = output<T>(grads[2]),
+                    .grad_expand_bias = output<T>(grads[3]),
+                    .hidden = part,
+                    .grad_hidden = part + of_hidden,
+                    .grad_logits = part + 2 * of_hidden,
+                    .grad_means = part + 2 * of_hidden + of_channels},
+        int(needs));
+  });
+  const auto result = [&](Optional& wanted) { return wanted ? std::move(*wanted) : allocate({0}, dtype, x); };
+  return {result(grad_x),   result(grad_residual), result(grads[0]),
+          result(grads[1]), result(grads[2]),      result(grads[3])};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
+  m.impl("squeeze_excite", TORCH_BOX(&forward));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace
+}  // namespace attnkernels::squeeze_excite
