@@ -2,17 +2,108 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from ..ops import squeeze_excite
+from ..ops import _checks, squeeze_excite
+from ._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name
+from ._upstream_keys import as_convolutions, rename
+
+_ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+_GATES = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
+
+# timm's EfficientNet, moskomule's senet.pytorch, NVIDIA's examples, lukemelas' EfficientNet, mmseg and mmpretrain
+_ALIASES = {
+    "fc1": ("conv_reduce", "fc.0", "squeeze", "_se_reduce", "conv1.conv"),
+    "fc2": ("conv_expand", "fc.2", "expand", "_se_expand", "conv2.conv"),
+}
 
 
 class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int, rd_ratio: float = 1 / 16, rd_channels: int | None = None, bias: bool = True):
+    """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507): y = x * gate(fc2(act(fc1(mean_hw(x))))).
+
+    `load_state_dict(strict=True)` takes this layer's own keys (`fc1`, `fc2`: also those of timm's `SEModule` and
+    torchvision's `SqueezeExcitation`) and those of timm's EfficientNet (`conv_reduce`, `conv_expand`), moskomule's
+    `SELayer` (`fc.0`, `fc.2`), NVIDIA's examples (`squeeze`, `expand`), lukemelas' EfficientNet (`_se_reduce`,
+    `_se_expand`) and mmseg (`conv1.conv`, `conv2.conv`), with weights of convolutions [rd, C, 1, 1] or of fully
+    connected layers [rd, C]; also where the layer is a part of a bigger model. Implementations without biases
+    (moskomule's) need `bias=False`, those with another reduced width its number as `rd_channels`.
+
+    `fc1` and `fc2` are ordinary `nn.Conv2d`; where they (or `act` and `gate`) carry hooks or were replaced by modules
+    of other classes, the children are called one by one instead of the fused op.
+
+    Shapes:
+        x: [N, C, H, W] with C = channels, any strides; result: the same shape, dtype and memory format.
+        fc1.weight: [rd, C, 1, 1], fc1.bias: [rd], fc2.weight: [C, rd, 1, 1], fc2.bias: [C].
+
+    Args:
+        channels: C.
+        rd_ratio: the reduced width is round(C * rd_ratio), at least 1.
+        rd_channels: the reduced width rd itself; wins over `rd_ratio`.
+        bias: whether fc1 and fc2 have biases.
+        act: "relu", "silu", or a module class, made without arguments; classes other than nn.ReLU and nn.SiLU run in
+            plain PyTorch, with the whole op (slower).
+        gate: "sigmoid", "hard_sigmoid", or a module class; others than nn.Sigmoid and nn.Hardsigmoid as for `act`.
+
+    Raises:
+        ValueError: a width below 1, or an unknown name.
+        TypeError: act or gate is neither a name nor a module class.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        bias: bool = True,
+        act: str | type[nn.Module] = "relu",
+        gate: str | type[nn.Module] = "sigmoid",
+    ):
         super().__init__()
-        rd_channels = rd_channels or max(1, round(channels * rd_ratio))
+        if channels < 1:
+            _checks.fail("SqueezeExcite", "channels", "at least 1", repr(channels))
+        if rd_channels is None:
+            rd_channels = max(1, round(channels * rd_ratio))
+        if rd_channels < 1:
+            _checks.fail("SqueezeExcite", "rd_channels", "at least 1", repr(rd_channels))
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
+        self.act = _made("act", act, _ACTIVATIONS)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
+        self.gate = _made("gate", gate, _GATES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return squeeze_excite(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        if left_to_pytorch(x):
+            return self._children_in_turn(x)
+        act, gate = self.act, self.gate
+        reduce, expand = affine(self.fc1), affine(self.fc2)
+        if reduce is None or expand is None or not is_bare(act) or not is_bare(gate):
+            return self._children_in_turn(x)
+        if not are_ordinary(*reduce, *expand):
+            return self._children_in_turn(x)
+        activation_name, gate_name = pointwise_name(act.__class__), pointwise_name(gate.__class__)
+        return squeeze_excite(
+            x,
+            *reduce,
+            *expand,
+            activation=activation_name if activation_name in _ACTIVATIONS else act,
+            gate=gate_name if gate_name in _GATES else gate,
+        )
+
+    def _children_in_turn(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename(state_dict, prefix, _ALIASES)
+        as_convolutions(state_dict, prefix, _ALIASES)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _made(argument: str, value: str | type[nn.Module], names: dict[str, type[nn.Module]]) -> nn.Module:
+    if isinstance(value, str):
+        _checks.choice("SqueezeExcite", argument, value, tuple(names))
+        return names[value]()
+    if not (isinstance(value, type) and issubclass(value, nn.Module)):
+        expected = " or ".join(map(repr, names)) + ", or a module class"
+        _checks.fail("SqueezeExcite", argument, expected, _checks.describe(value), TypeError)
+    return value()

@@ -1,0 +1,105 @@
+"""When one fused call may stand for a chain of child modules.
+
+A fused op reads the children's weights and never calls the children, so whatever hangs on their calls would be lost:
+hooks (spectral_norm, pruning, feature extraction, FLOP counters, FSDP), a child of another class (LoRA, quantised,
+parametrised), a forward replaced on the instance (offloading). Each is checked at every call, because each may be added
+later; the chain of children then runs as it always did. So it does while something records the calls or differentiates
+them by other means than reverse mode: torch.compile fuses the plain formula better than an opaque op.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as _module
+
+_GLOBAL_HOOKS = (
+    _module._global_forward_hooks,
+    _module._global_forward_pre_hooks,
+    _module._global_backward_hooks,
+    _module._global_backward_pre_hooks,
+)
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+# By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
+_POINTWISE = {
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Hardsigmoid": "hard_sigmoid",
+    "timm.layers.activations.Swish": "silu",
+    "timm.layers.activations.Sigmoid": "sigmoid",
+    "timm.layers.activations.HardSigmoid": "hard_sigmoid",
+}
+
+
+def qualified_name(cls: type) -> str:
+    """The class's module and name, as in "torch.nn.modules.conv.Conv2d"."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@functools.cache
+def pointwise_name(cls: type) -> str | None:
+    """The name under which the ops know a pointwise module class ("relu", "hard_sigmoid", ...); None for others."""
+    return _POINTWISE.get(qualified_name(cls))
+
+
+def left_to_pytorch(x: object) -> bool:
+    """Whether a call on `x` is recorded, transformed or watched, so that the plain chain of modules has to run."""
+    # First, and alone under torch.compile: the compiler takes it for the constant True and never sees the rest.
+    if torch.compiler.is_compiling():
+        return True
+    if x.__class__ is not Tensor and x.__class__ is not nn.Parameter:
+        return isinstance(x, Tensor | torch.fx.Proxy)  # anything else is bad input: the op says so
+    forward_hooks, forward_pre_hooks, backward_hooks, backward_pre_hooks = _GLOBAL_HOOKS
+    return bool(
+        torch.jit.is_tracing()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or forward_hooks
+        or forward_pre_hooks
+        or backward_hooks
+        or backward_pre_hooks
+    )
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling the module is no more than its class's forward: no hooks, no forward of the instance's own."""
+    state = module.__dict__
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    )
+
+
+def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a bare Linear or 1x1 Conv2d; None where it is anything else."""
+    if layer is None or not is_bare(layer):
+        return None
+    if layer.__class__ is nn.Conv2d:
+        if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0) or layer.groups != 1:
+            return None
+    elif layer.__class__ is not nn.Linear:
+        return None
+    # nn.Module's own attribute lookup is slow Python; the replicas of DataParallel have no _parameters, but attributes.
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        weight = layer.weight
+    bias = layer._parameters.get("bias")
+    if bias is None:
+        bias = layer.bias
+    return weight, bias
+
+
+def are_ordinary(*tensors: Tensor | None) -> bool:
+    """Whether none of the tensors is of a subclass (distributed, quantised): the ops take only dense ones."""
+    for tensor in tensors:  # a loop, not all(): this runs on every call of a small layer
+        if tensor is not None and tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor:
+            return False
+    return True

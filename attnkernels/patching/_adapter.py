@@ -1,0 +1,87 @@
+"""What an adapter is, and how the class of a module finds its adapter.
+
+An adapter serves one upstream class. Upstream libraries are never imported: a class is recognised by its qualified
+name. The name alone does not say what the forward computes, and a release may change that, so the forward is recognised
+too, by a fingerprint of its source: a forward nobody compared with the adapter's is left alone. Fingerprints ignore
+comments, docstrings, annotations and formatting; those of timm's classes have not changed from 0.9.16 to 1.0.31.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..layers._fusing import qualified_name
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """How the modules of an upstream class are served by an op.
+
+    Attributes:
+        op: the public function that runs.
+        originals: qualified names of the upstream class, one for each place it has lived.
+        fingerprints: of the upstream forwards that this adapter was written for.
+        arguments: reads from a module what `forward` gives to the op, or says why the op cannot take this module. It is
+            asked when the module is patched and again at each call, as modules may be changed in between.
+        forward: the forward of the swapped class, with the parameters of the upstream one. Where the op cannot run, it
+            calls `stock(self, ...)`.
+        fuses: what of the module the op computes, in words.
+        children: names of the children that have to be replaced as well for this adapter to apply.
+        methods: the methods that the upstream forward consists of, which the fingerprint covers.
+    """
+
+    op: str
+    originals: tuple[str, ...]
+    fingerprints: frozenset[str]
+    arguments: Callable[[nn.Module], tuple | str]
+    forward: Callable[..., Any]
+    fuses: str = "the module"
+    children: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("forward",)
+
+
+@functools.cache
+def _source_fingerprint(function: Callable) -> str:
+    try:
+        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    if not isinstance(definition, ast.FunctionDef):
+        return ""
+    body = definition.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    parameters = [argument.arg for argument in definition.args.args]
+    return hashlib.sha256("\n".join([*parameters, *map(ast.unparse, body)]).encode()).hexdigest()[:16]
+
+
+def fingerprint(cls: type, methods: tuple[str, ...] = ("forward",)) -> str:
+    """The fingerprint of a class's methods; a part is empty where the source cannot be read."""
+    return " ".join(_source_fingerprint(getattr(cls, method)) for method in methods)
+
+
+def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | None, str]:
+    """The adapter that recognises a class, and why it must not be used; both empty for a class that none recognises.
+
+    Subclasses are served where they inherit the forward unchanged (FSDP and parametrisations make such ones).
+    """
+    for base in cls.__mro__:
+        adapter = adapters.get(qualified_name(base))
+        if adapter is None:
+            continue
+        for method in adapter.methods:
+            if getattr(cls, method) is not getattr(base, method):
+                return adapter, f"a subclass of {qualified_name(base)} with a {method} of its own"
+        if fingerprint(base, adapter.methods) not in adapter.fingerprints:
+            return adapter, "its forward is not the one this was written for (another version of the library?)"
+        return adapter, ""
+    return None, ""

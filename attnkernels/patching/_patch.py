@@ -1,0 +1,181 @@
+"""patch and unpatch: plan first, then swap classes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .. import backends
+from ..layers._fusing import qualified_name
+from ._adapter import Adapter, find_adapter
+from ._registry import ADAPTERS
+from ._swap import Swapped, assign_classes, stock_class, swap_of, swapped_class
+from .report import Replaced, Report, Skipped
+
+Selector = str | type[nn.Module]
+
+
+def patch(
+    model: nn.Module,
+    *,
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+    backend: str = "auto",
+    dry_run: bool = False,
+) -> Report:
+    """Let the fused ops serve a model's attention modules, in place: same parameters, same state_dict, same outputs.
+
+    Each recognised module's class is swapped for a subclass of it with another forward, so `isinstance`, hooks, copies,
+    pickles and wrappers work as before. Under `torch.compile`, export and tracing the original forward runs, which
+    the compiler fuses by itself. A second call changes nothing but, if asked, the backend.
+
+    Args:
+        model: any module; also one that is itself an attention module.
+        include: module names (patterns as of a shell: "layer1.*"; * matches dots too) or module classes, one or
+            several. Only modules that match one of them are replaced. None: all.
+        exclude: the same; modules that match are left alone.
+        backend: "auto", "cpu", "cuda", "triton" or "reference", for every call of these modules.
+        dry_run: only report.
+
+    Returns:
+        What was replaced and what was left alone and why; printed, a table.
+
+    Raises:
+        TypeError: model is no module, include or exclude is neither names nor module classes.
+        ValueError: a pattern matches no module; no such backend, or it cannot run on the device of a module's
+            parameters. Nothing has been changed then.
+    """
+    _check_model("patch", model)
+    if backend not in backends.BACKENDS:
+        raise ValueError(f"patch: backend: expected one of {', '.join(map(repr, backends.BACKENDS))}, got {backend!r}")
+    modules = dict(model.named_modules())
+    included = None if include is None else _Selection("include", include, modules)
+    excluded = _Selection("exclude", exclude, modules) if exclude is not None else None
+
+    candidates = [_candidate(name, module, included, excluded) for name, module in modules.items()]
+    candidates = _without_lonely_blocks([candidate for candidate in candidates if candidate is not None])
+    chosen = [candidate for candidate in candidates if not candidate.obstacle]
+    replaced = tuple(Replaced(c.name, c.original, c.adapter.op, _wall(c, backend), c.adapter.fuses) for c in chosen)
+    skipped = tuple(Skipped(c.name, c.original, c.obstacle) for c in candidates if c.obstacle)
+    if not dry_run:
+        assign_classes([(c.module, _target(c, backend)) for c in chosen])
+    recognised = tuple(name for name, adapter in ADAPTERS.items() if not adapter.children)
+    return Report(replaced, skipped, recognised, dry_run)
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Give every module of a patched model its own class back, which restores exactly the model that was patched.
+
+    Args:
+        model: a model, patched or not.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: model is no module.
+    """
+    _check_model("unpatch", model)
+    swapped = [module for module in model.modules() if isinstance(module, Swapped)]
+    assign_classes([(module, stock_class(module.__class__)) for module in swapped])
+    return model
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    module: nn.Module
+    adapter: Adapter
+    obstacle: str
+
+    @property
+    def original(self) -> str:
+        return qualified_name(stock_class(self.module.__class__))
+
+
+class _Selection:
+    """Modules chosen by name patterns and classes."""
+
+    def __init__(self, argument: str, wanted: Selector | Iterable[Selector], names: Iterable[str]):
+        if isinstance(wanted, str | type):
+            wanted = [wanted]
+        if not isinstance(wanted, Iterable):
+            raise TypeError(f"patch: {argument}: expected names or module classes, got {wanted!r}")
+        self.patterns: list[str] = []
+        self.classes: list[type] = []
+        for item in wanted:
+            if isinstance(item, str):
+                if not any(fnmatch.fnmatchcase(name, item) for name in names):
+                    raise ValueError(f"patch: {argument}: expected a pattern that matches some module, got {item!r}")
+                self.patterns.append(item)
+            elif isinstance(item, type) and issubclass(item, nn.Module):
+                self.classes.append(item)
+            else:
+                raise TypeError(f"patch: {argument}: expected names or module classes, got {item!r}")
+
+    def matched_by(self, name: str, module: nn.Module) -> str:
+        """What of the selection a module matches; empty where it matches nothing."""
+        for pattern in self.patterns:
+            if fnmatch.fnmatchcase(name, pattern):
+                return repr(pattern)
+        return next((cls.__name__ for cls in self.classes if isinstance(module, cls)), "")
+
+
+def _candidate(
+    name: str, module: nn.Module, included: _Selection | None, excluded: _Selection | None
+) -> _Candidate | None:
+    """A module that an adapter recognises, with the obstacle to replacing it; None for any other."""
+    adapter, obstacle = find_adapter(stock_class(module.__class__), ADAPTERS)
+    if adapter is None:
+        return None
+    if excluded is not None and (match := excluded.matched_by(name, module)):
+        obstacle = f"excluded by {match}"
+    elif included is not None and not included.matched_by(name, module):
+        obstacle = "not among those to include"
+    elif not obstacle and "forward" in module.__dict__:
+        obstacle = "its forward was replaced on the instance"
+    elif not obstacle:
+        arguments = adapter.arguments(module)
+        obstacle = arguments if isinstance(arguments, str) else ""
+    if obstacle and swap_of(module) is not None:
+        obstacle += " (it stays as an earlier patch left it)"
+    return _Candidate(name, module, adapter, obstacle)
+
+
+def _without_lonely_blocks(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Drops the blocks whose attention module is not replaced: that module's own line says why, or there is none."""
+    replaced = {id(candidate.module) for candidate in candidates if not candidate.obstacle}
+
+    def stays(candidate: _Candidate) -> bool:
+        return all(id(candidate.module._modules.get(child)) in replaced for child in candidate.adapter.children)
+
+    return [candidate for candidate in candidates if stays(candidate)]
+
+
+def _target(candidate: _Candidate, backend: str) -> type:
+    """The class for a module: the one it has, where that is already right."""
+    swap = swap_of(candidate.module)
+    if swap is not None and swap.backend == backend and swap.adapter is candidate.adapter:
+        return candidate.module.__class__
+    return swapped_class(stock_class(candidate.module.__class__), candidate.adapter, backend)
+
+
+def _wall(candidate: _Candidate, backend: str) -> str:
+    """The wall that the module's calls will run on while its parameters stay where they are."""
+    parameter = next(candidate.module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    wanted = backends.requested(backend)
+    if wanted == "auto":
+        return backends.best_wall(device)
+    if reason := backends.unavailable(wanted, device):
+        raise ValueError(f"patch: backend: {wanted!r} cannot run {candidate.name or 'the model'}: {reason}")
+    return wanted
+
+
+def _check_model(function: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model: expected a torch.nn.Module, got {type(model).__name__}")

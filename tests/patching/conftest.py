@@ -1,0 +1,75 @@
+"""Small models of timm and torchvision, and a record of the calls that reach the op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from attnkernels.patching import _excitation
+
+
+def tiny_seresnet(block: str = "basic", **options) -> nn.Module:
+    """timm's ResNet with squeeze-and-excitation, one narrow block a stage."""
+    name = {"basic": "seresnet18", "bottleneck": "seresnet50"}[block]
+    return timm.create_model(name, layers=(1, 2, 1, 1), channels=(8, 16, 24, 32), num_classes=10, **options)
+
+
+def _timm(name: str, **options) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=10, **options)
+
+
+# name: (constructor, attention modules, residual blocks that end in one)
+MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "resnet basic": (tiny_seresnet, 5, 5),
+    "resnet bottleneck": (lambda: tiny_seresnet("bottleneck"), 5, 5),
+    "resnet effective se": (lambda: tiny_seresnet(block_args={"attn_layer": "ese"}), 5, 5),
+    "senet basic": (_timm("legacy_seresnet18", layers=(1, 1, 1, 1)), 4, 4),
+    "senet bottleneck": (_timm("legacy_seresnext26_32x4d", layers=(1, 1, 1, 1)), 4, 4),
+    "timm efficientnet_b0": (_timm("efficientnet_b0"), 16, 0),
+    "timm mobilenetv3": (_timm("mobilenetv3_small_050"), 9, 0),
+    "timm regnety": (_timm("regnety_002"), 13, 0),
+    "timm ese_vovnet": (_timm("ese_vovnet19b_slim_dw"), 4, 0),
+    "torchvision mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 9, 0),
+    "torchvision efficientnet": (lambda: torchvision.models.efficientnet_b0(num_classes=10), 16, 0),
+    "torchvision regnet": (lambda: torchvision.models.regnet_y_400mf(num_classes=10), 16, 0),
+}
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """The model with every parameter random: some start at zero, and would hide what comes before them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.2 * (noise - 0.3) if parameter.dim() == 1 else 0.02 * (noise - 0.5))
+    return model
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(tiny_seresnet().double()).eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 3, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """The keyword arguments of each call of squeeze_excite that a patched module makes."""
+    made: list[dict] = []
+    op = _excitation.squeeze_excite
+
+    def recorded(*args, **kwargs):
+        made.append(kwargs)
+        return op(*args, **kwargs)
+
+    monkeypatch.setattr(_excitation, "squeeze_excite", recorded)
+    return made

@@ -1,0 +1,240 @@
+"""patch and unpatch themselves: what is chosen, what is reported, what is undone, what happens when it fails."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import timm
+import torch
+from timm.layers.squeeze_excite import SEModule
+from torch import nn
+
+import attnkernels
+from attnkernels import backends
+from attnkernels.patching import Replaced, Report, Skipped, _patch
+
+
+def _classes(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def _state(model):
+    """All that instances hold: attribute names, and the identity of everything in them."""
+    return {
+        name: {
+            key: [(k, id(v)) for k, v in value.items()] if isinstance(value, dict) else value
+            for key, value in module.__dict__.items()
+        }
+        for name, module in model.named_modules()
+    }
+
+
+def test_report_is_data(model):
+    report = attnkernels.patch(model)
+    assert isinstance(report, Report)
+    by_name = {record.name: record for record in report.replaced}
+    wall = backends.best_wall(torch.device("cpu"))
+    assert by_name["layer1.0.se"] == Replaced(
+        "layer1.0.se", "timm.layers.squeeze_excite.SEModule", "squeeze_excite", wall, "the module"
+    )
+    assert by_name["layer1.0"].original == "timm.models.resnet.BasicBlock"
+    assert by_name["layer1.0"].fuses == "se, residual sum, act2"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.replaced = ()
+
+
+def test_report_is_a_table(model):
+    report = attnkernels.patch(model, exclude="layer4.*")
+    text = str(report)
+    lines = text.splitlines()
+    assert lines[0] == "8 modules replaced, 1 left alone"
+    header = next(line for line in lines if line.startswith("module"))
+    start = header.index("backend")
+    rows = [line for line in lines if line.startswith("layer") and "squeeze_excite  " in line]
+    assert len(rows) == 8
+    assert {line[start:].split()[0] for line in rows} == {report.replaced[0].backend}
+    assert "layer4.0.se" in text
+    assert "excluded by 'layer4.*'" in text
+
+
+def test_nothing_to_replace():
+    report = attnkernels.patch(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
+    assert report.replaced == report.skipped == ()
+    assert str(report).startswith("nothing to replace")
+    assert "timm.layers.squeeze_excite.SEModule" in str(report)
+    # blocks without attention are no attention modules
+    assert attnkernels.patch(timm.create_model("resnet18", channels=(8, 8, 8, 8))).skipped == ()
+
+
+def test_dry_run_changes_nothing(model):
+    before = _classes(model)
+    report = attnkernels.patch(model, dry_run=True)
+    assert _classes(model) == before
+    assert "10 modules would be replaced" in str(report)
+    assert report.replaced == attnkernels.patch(model).replaced
+
+
+def test_the_model_itself(x, calls):
+    module = SEModule(32).double()
+    feature = torch.randn(2, 32, 5, 5, dtype=torch.float64)
+    expected = module(feature)
+    report = attnkernels.patch(module)
+    assert [record.name for record in report.replaced] == [""]
+    assert "(the model)" in str(report)
+    torch.testing.assert_close(module(feature), expected)
+    assert len(calls) == 1
+    assert type(attnkernels.unpatch(module)) is SEModule
+
+
+def test_instances_keep_their_type_and_state(model):
+    state, text = _state(model), repr(model)
+    attnkernels.patch(model)
+    assert isinstance(model.layer1[0].se, SEModule)
+    assert type(model.layer1[0].se) is not SEModule
+    assert _state(model) == state
+    assert repr(model) == text
+
+
+def test_unpatch_restores_exactly(model, x):
+    classes, state, expected = _classes(model), _state(model), model(x)
+    attnkernels.patch(model)
+    assert attnkernels.unpatch(model) is model
+    assert _classes(model) == classes
+    assert _state(model) == state
+    assert torch.equal(model(x), expected)
+    assert attnkernels.unpatch(model) is model
+    assert _classes(model) == classes
+
+
+def test_patch_is_idempotent(model, x):
+    first = attnkernels.patch(model)
+    classes = _classes(model)
+    assert attnkernels.patch(model).replaced == first.replaced
+    assert _classes(model) == classes
+    attnkernels.patch(model, backend="reference")
+    assert attnkernels.patch(model, backend="reference", dry_run=True).replaced[0].backend == "reference"
+    before = _classes(attnkernels.unpatch(model))
+    assert before["layer1.0.se"] is SEModule
+
+
+def test_patch_again_changes_the_backend(model, x, calls):
+    attnkernels.patch(model)
+    attnkernels.patch(model, backend="reference", include=SEModule)
+    model.layer1[0].se(torch.randn(1, 8, 3, 3, dtype=torch.float64))
+    assert calls[-1]["backend"] == "reference"
+    model(x)
+    assert calls[-1]["backend"] == "auto"
+    report = attnkernels.patch(model, exclude="layer1.0*")
+    assert {s.name: s.reason for s in report.skipped}["layer1.0.se"].endswith("(it stays as an earlier patch left it)")
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"include": "layer1.0.se"}, {"layer1.0.se"}),
+        ({"include": "layer1.*"}, {"layer1.0", "layer1.0.se"}),
+        ({"include": ["layer1.0.se", "layer3.*"]}, {"layer1.0.se", "layer3.0", "layer3.0.se"}),
+        ({"include": SEModule, "exclude": "layer[234].*"}, {"layer1.0.se"}),
+        ({"include": "layer1.*", "exclude": SEModule}, set()),
+        ({"include": [], "exclude": None}, set()),
+        ({"include": nn.Conv2d}, set()),
+        ({"include": "layer2.*", "exclude": ("layer2.1", "layer2.0.se")}, {"layer2.1.se"}),
+    ],
+)
+def test_include_and_exclude(model, options, names):
+    report = attnkernels.patch(model, **options)
+    assert {record.name for record in report.replaced} == names
+    swapped = {name for name, module in model.named_modules() if hasattr(type(module), "_attnkernels")}
+    assert swapped == names
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"include": "layer9.*"}, ValueError, "include: expected a pattern that matches some module, got 'layer9.*'"),
+        ({"exclude": ["layer1.*", "typo"]}, ValueError, "exclude: .* got 'typo'"),
+        ({"include": 3}, TypeError, "include: expected names or module classes, got 3"),
+        ({"exclude": [nn.ReLU()]}, TypeError, "exclude: expected names or module classes"),
+        ({"include": int}, TypeError, "include: .*int"),
+        ({"backend": "gpu"}, ValueError, "backend: expected one of 'auto', 'cpu', .* got 'gpu'"),
+        ({"backend": "cuda"}, ValueError, "backend: 'cuda' cannot run layer1.0: it takes CUDA tensors"),
+        ({"backend": "triton"}, ValueError, "backend: 'triton' cannot run layer1.0: it takes CUDA tensors"),
+    ],
+)
+def test_bad_arguments_change_nothing(model, options, error, message):
+    before = _classes(model)
+    with pytest.raises(error, match=message):
+        attnkernels.patch(model, **options)
+    assert _classes(model) == before
+
+
+@pytest.mark.parametrize("function", [attnkernels.patch, attnkernels.unpatch])
+def test_not_a_module(function):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got dict"):
+        function({})
+
+
+class _Stubborn(SEModule):
+    """Its class cannot be changed."""
+
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise AttributeError("no")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("function", ["patch", "unpatch"])
+def test_a_failure_midway_changes_nothing(model, function, monkeypatch):
+    if function == "patch":
+        model.layer3[0].se = _Stubborn(24)
+    else:
+        attnkernels.patch(model)
+        # The swapped class is shared: every excitation refuses, after the block that holds the first has changed.
+        monkeypatch.setattr(type(model.layer3[0].se), "__setattr__", _Stubborn.__setattr__)
+    before = _classes(model)
+    with pytest.raises((AttributeError, TypeError)):
+        getattr(attnkernels, function)(model)
+    assert _classes(model) == before
+
+
+def test_a_failing_adapter_changes_nothing(model, monkeypatch):
+    before, seen = _classes(model), []
+    find = _patch.find_adapter
+
+    def fails_later(cls, adapters):
+        seen.append(cls)
+        if len(seen) == 20:
+            raise RuntimeError("no")
+        return find(cls, adapters)
+
+    monkeypatch.setattr(_patch, "find_adapter", fails_later)
+    with pytest.raises(RuntimeError, match="no"):
+        attnkernels.patch(model)
+    assert _classes(model) == before
+
+
+def test_forced_backend_runs_and_is_reported(model, x, calls):
+    report = attnkernels.patch(model, backend="reference")
+    assert {record.backend for record in report.replaced} == {"reference"}
+    model(x)
+    assert {call["backend"] for call in calls} == {"reference"}
+
+
+def test_use_backend_counts(model):
+    with attnkernels.use_backend("reference"):
+        assert {record.backend for record in attnkernels.patch(model, dry_run=True).replaced} == {"reference"}
+
+
+def test_a_module_under_two_names(x):
+    shared = SEModule(16)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert [record.name for record in attnkernels.patch(model).replaced] == ["0"]
+    copied = copy.deepcopy(model)
+    assert copied[0] is copied[2]
+
+
+def test_reasons_are_records(model):
+    report = attnkernels.patch(model, include="layer1.0.se")
+    assert Skipped("layer2.0.se", "timm.layers.squeeze_excite.SEModule", "not among those to include") in report.skipped
