@@ -37,6 +37,11 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// torch's own macro for this is younger than the oldest torch that we support.
+inline void check_call(AOTITorchError error, const char* call) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, call, " failed");
+}
+
 inline bool same_shape(const Tensor& a, const Tensor& b) {  // the arrays of sizes have no == before torch 2.14
   return std::ranges::equal(a.sizes(), b.sizes());
 }

@@ -26,8 +26,9 @@ inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarTyp
     expected *= std::max<int64_t>(shape[axis], 1);
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(rank, shape.data(), strides, int32_t(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  check_call(
+      aoti_torch_empty_strided(rank, shape.data(), strides, int32_t(dtype), aoti_torch_device_type_cpu(), 0, &handle),
+      "aoti_torch_empty_strided");
   Tensor x(handle);
   fill_if_asked(x);
   return x;

@@ -33,7 +33,10 @@ SIMD_INLINE Accumulator<T> row_reduce(int64_t count, Add add) {
   return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// sums[c] += over 0 <= r < rows the terms that `add(sum, r * columns + c, read)` adds
+// sums[c] += over 0 <= r < rows the terms that `add(sum, r, c, read)` adds
+//
+// Row by row, in the order of memory: interleaving the rows of one page halves the speed, the prefetchers lose track
+// (8 rows at a time 10 GB/s at 128 columns of float, one at a time 19, a plain sum of the same memory 22).
 template <class T, class Add>
 SIMD_INLINE void columns_reduce(Accumulator<T>* sums, int64_t rows, int64_t columns, Add add) {
   constexpr int64_t kStep = kLanes<T>;
@@ -42,7 +45,7 @@ SIMD_INLINE void columns_reduce(Accumulator<T>* sums, int64_t rows, int64_t colu
   const auto block = [&]<int64_t kCount>(int64_t row, std::integral_constant<int64_t, kCount>) {
     const auto column = [&](Vec<T> sum, int64_t c, auto read) {
       Vec<T> chains[2] = {sum, Vec<T>{}};
-      for (int64_t r = 0; r < kCount; ++r) chains[r % 2] = add(chains[r % 2], (row + r) * columns + c, read);
+      for (int64_t r = 0; r < kCount; ++r) chains[r % 2] = add(chains[r % 2], row + r, c, read);
       return chains[0] + chains[1];
     };
     int64_t c = 0;

@@ -1,5 +1,7 @@
 // What the torch bindings of every wall of selective_kernel share: how a tensor becomes Rows, and the results' layouts.
 #pragma once
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/binding.h"
@@ -27,11 +29,16 @@ inline Tensor with_rows(const Tensor& x, bool channels_last) {
   return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// The rows of an [N, C, H, W] tensor that with_rows has seen, or that has just been allocated.
-template <class T, class Pointer>
-Rows<T> rows_at(Pointer* data, const Tensor& x, bool channels_last) {
+// The rows of a tensor that with_rows has seen, or that has just been allocated.
+template <class T>
+Rows<T> rows_of(const Tensor& x, bool channels_last) {
   const int64_t pixel_stride = x.size(3) > 1 ? x.stride(3) : x.stride(2);
-  return {static_cast<T*>(data), x.stride(0), channels_last ? pixel_stride : x.stride(1)};
+  T* data;
+  if constexpr (std::is_const_v<T>)
+    data = static_cast<T*>(x.const_data_ptr());
+  else
+    data = static_cast<T*>(x.mutable_data_ptr());
+  return {data, x.stride(0), channels_last ? pixel_stride : x.stride(1)};
 }
 
 // What every operator is given: M branches of one shape, dtype and device, their rows dense in one layout.
@@ -42,8 +49,7 @@ struct CheckedBranches {
   template <class T>
   Branches<const T> rows() const {
     Branches<const T> result{};
-    for (int m = 0; m < shape.branches; ++m)
-      result.branch[m] = rows_at<const T>(branches[m].const_data_ptr(), branches[m], shape.channels_last);
+    for (int m = 0; m < shape.branches; ++m) result.branch[m] = rows_of<const T>(branches[m], shape.channels_last);
     return result;
   }
 };
@@ -74,13 +80,29 @@ inline CheckedBranches check_branches(const char* op, std::vector<Tensor> branch
   return {std::move(branches), shape};
 }
 
-// weights or logits: dense [N, M, C]
-inline Tensor check_weights(const char* op, const Tensor& weights, const Shape& shape, ScalarType dtype) {
-  STD_TORCH_CHECK(weights.scalar_type() == dtype, op, ": logits or weights have the wrong dtype");
+// weights or logits
+inline Tensor check_weights(const char* op, const Tensor& weights, const Shape& shape, ScalarType dtype,
+                            const Tensor& like) {
+  STD_TORCH_CHECK(weights.scalar_type() == dtype && weights.device() == like.device(), op,
+                  ": logits or weights have the wrong dtype or device");
   STD_TORCH_CHECK(weights.dim() == 3 && weights.size(0) == shape.samples && weights.size(1) == shape.branches &&
                       weights.size(2) == shape.channels,
                   op, ": expected logits or weights [", shape.samples, ", ", shape.branches, ", ", shape.channels, "]");
   return attnkernels::contiguous(weights);
+}
+
+inline Shape check_grad_branches(const char* op, const Tensor& grad_y, const Tensor& weights,
+                                 const std::optional<Tensor>& grad_pooled, bool channels_last) {
+  STD_TORCH_CHECK(grad_y.dim() == 4 && weights.dim() == 3 && weights.size(1) >= 1 && weights.size(1) <= kMaxBranches,
+                  op, ": expected grad_y [N, C, H, W] and weights [N, M, C]");
+  const Shape shape = shape_of(grad_y, weights.size(1), channels_last);
+  check_weights(op, weights, shape, accumulation_dtype(grad_y.scalar_type()), grad_y);
+  STD_TORCH_CHECK(
+      !grad_pooled ||
+          (grad_pooled->dim() == 2 && grad_pooled->size(0) == shape.samples && grad_pooled->size(1) == shape.channels &&
+           grad_pooled->scalar_type() == grad_y.scalar_type() && grad_pooled->device() == grad_y.device()),
+      op, ": expected grad_pooled [N, C] in the dtype of grad_y");
+  return shape;
 }
 
 // The gradients of all branches: one tensor [N, M, C, H, W], or M tensors of which those not in `needs` are [0].
@@ -99,23 +121,6 @@ inline std::vector<Tensor> allocate_grad_branches(const Tensor& grad_y, const Sh
       result.push_back(allocate(grad_y.sizes(), grad_y.scalar_type(), grad_y, shape.channels_last));
     else
       result.push_back(allocate({0}, grad_y.scalar_type(), grad_y));
-  }
-  return result;
-}
-
-template <class T>
-Branches<T> rows_of_grad_branches(const std::vector<Tensor>& grads, const Shape& shape, bool stacked) {
-  Branches<T> result{};
-  for (int m = 0; m < shape.branches; ++m) {
-    if (stacked) {
-      T* data = static_cast<T*>(grads[0].mutable_data_ptr());
-      const int64_t sample = shape.branches * shape.channels * shape.pixels;
-      result.branch[m] = shape.channels_last
-                             ? Rows<T>{data + m * shape.channels, sample, shape.branches * shape.channels}
-                             : Rows<T>{data + m * shape.channels * shape.pixels, sample, shape.pixels};
-    } else if (grads[m].numel() > 0) {
-      result.branch[m] = rows_at<T>(grads[m].mutable_data_ptr(), grads[m], shape.channels_last);
-    }
   }
   return result;
 }

@@ -92,7 +92,7 @@ void* current_stream(const Tensor&) { return nullptr; }
 using torch::stable::accelerator::DeviceGuard;
 void* current_stream(const Tensor& x) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  check_call(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream), "aoti_torch_get_current_cuda_stream");
   return stream;
 }
 #endif
