@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> select_branches(std::vector<Tensor> given, Tensor log
     const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
     for (int64_t n = 0; n < shape.samples; ++n) kernels.softmax(shape, input<T>(logits), output<A>(weights), n);
     const Select<T> args{.shape = shape,
-                         .stream = map_bytes<T>(shape) >= cpu::kStreamBytes,
+                         .stream = map_bytes<T>(shape) >= cpu::stream_bytes(),
                          .branches = checked.rows<T>(),
                          .weights = input<A>(weights),
                          .y = output<T>(y)};
@@ -174,7 +174,7 @@ std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights,
       kernels.scale_up(pooled_term.data(), input<T>(dense), A(1) / A(shape.pixels), pooled_term.size());
     }
     GradBranches<T> args{.shape = shape,
-                         .stream = map_bytes<T>(shape) >= cpu::kStreamBytes,
+                         .stream = map_bytes<T>(shape) >= cpu::stream_bytes(),
                          .grad_y = rows_of<const T>(grad_y, channels_last),
                          .weights = input<A>(weights),
                          .pooled_term = pooled_term.data(),
