@@ -44,8 +44,7 @@ def print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]
         table.add_column(name, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # A terminal narrower than the table would cut figures off; so would the 80 columns assumed for a pipe.
-    Console(width=max(Console().width, 220), soft_wrap=True).print(table)
+    Console(width=1000, soft_wrap=True).print(table)  # as wide as it needs: a narrow terminal would cut figures off
 
 
 def seconds(value: float) -> str:
@@ -104,7 +103,7 @@ def print_models(document: Document) -> None:
     """One line per model and configuration: times, speed-ups, memory, and how far outputs are from eager's."""
     columns = list(dict.fromkeys(name for row in document["rows"] for name in row.get("median", {})))
     pairs = list(dict.fromkeys(name for row in document["rows"] for name in row.get("ratios", {})))
-    header = ["model", "direction", "replaced", *columns, *pairs, *(f"peak MiB {name}" for name in columns)]
+    header = ["model", "direction", "replaced", *columns, *pairs, f"peak MiB: {', '.join(columns)}"]
     header += ["difference", "float32's own noise" if document["kind"] == "demo" else "eager's noise"]
     lines = []
     for row in document["rows"]:
@@ -115,7 +114,9 @@ def print_models(document: Document) -> None:
             continue
         line += [seconds(row["median"][name]) if name in row["median"] else "" for name in columns]
         line += [speedup(row["ratios"][name]) if name in row["ratios"] else "" for name in pairs]
-        line += [mebibytes(row["peak_bytes"][name]) if name in row["peak_bytes"] else "" for name in columns]
+        line.append(
+            ", ".join(mebibytes(row["peak_bytes"][name]) if name in row["peak_bytes"] else "-" for name in columns)
+        )
         lines.append(line + difference)
     place = document["environment"]
     print_table(f"{place['device']}, torch {place['versions']['torch']}, {place['threads']} thread(s)", header, lines)
