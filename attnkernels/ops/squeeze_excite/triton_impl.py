@@ -175,7 +175,7 @@ def _plan_backward(call: Call, needs: int) -> Backward:
         reduce_tiles,
         Launch(
             kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.aligned,
-            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS,
+            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS, warps=8,
         ),
         Launch(kernels.squeeze_excite_input_grads, grid, keep=call.aligned, **constants),
     )  # fmt: skip
