@@ -7,6 +7,22 @@ namespace {
 // broadcast of a (12 x 2 + 3 of 32 registers, 6 x 2 + 3 of 16).
 inline constexpr int kTileRows = SIMD_LEVEL_NUMBER == 2 ? 12 : 6;
 
+SIMD_INLINE int64_t min_lanes(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The first `lanes` lanes, which are usually all.
+template <class T>
+SIMD_INLINE Vec<T> load_lanes(const T* from, int64_t lanes) {
+  return lanes == kLanes<T> ? load(from) : load_partial(from, lanes);
+}
+template <class T>
+SIMD_INLINE void store_lanes(T* to, Vec<T> v, int64_t lanes) {
+  if (lanes == kLanes<T>) {
+    store(to, v);
+  } else {
+    store_partial(to, v, lanes);
+  }
+}
+
 // The left factor in either orientation: element (i, k) is data[i * row + k * column].
 template <class T>
 struct LeftFactor {
@@ -22,50 +38,61 @@ struct Product {
   const T* scale;
 };
 
-// c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]) for Rows x Vectors vectors, `last` lanes of the last one stored
+// The factors and the result of a register tile.
+template <class T>
+struct Tile {
+  LeftFactor<T> a;
+  const T* b;
+  int64_t b_row;
+  Product<T> c;
+  int64_t depth, last;  // number of products summed; lanes of the last vector that are stored, all are read from b
+};
+
+// c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]) for i < Rows, j in Vectors vectors
 template <int Rows, int Vectors, class T>
-[[gnu::noinline]] void multiply_tile(LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c, int64_t depth, int64_t last) {
+[[gnu::noinline]] void multiply_tile(const Tile<T>& tile) {
+  const T *a = tile.a.data, *b = tile.b;
+  const int64_t a_row = tile.a.row, a_column = tile.a.column, b_row = tile.b_row;
+  T* const c = tile.c.data;
+  const int64_t c_row = tile.c.row, last = tile.last;
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i) {  // the result may be in memory: it arrives while the sums are formed
+    __builtin_prefetch(c + i * c_row, 1);
+    if (Vectors > 1) __builtin_prefetch(c + i * c_row + kLanes<T>, 1);
+  }
   Vec<T> sum[Rows][Vectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = tile.depth; k > 0; --k) {
     Vec<T> right[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) right[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i) {
-      const Vec<T> left = broadcast<T>(a.data[i * a.row]);
+      const Vec<T> left = broadcast<T>(a[i * a_row]);
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(left, right[v], sum[i][v]);
     }
-    a.data += a.column;
+    a += a_column;
     b += b_row;
   }
 #pragma GCC unroll 12
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
-      T* to = c.data + i * c.row + v * kLanes<T>;
-      const bool whole = v + 1 < Vectors || last == kLanes<T>;
-      if (c.scale) {
-        const Vec<T> old = whole ? load(to) : load_partial(to, last);
-        sum[i][v] = fma(old, broadcast<T>(c.scale[i]), sum[i][v]);
-      }
-      if (whole) {
-        store(to, sum[i][v]);
-      } else {
-        store_partial(to, sum[i][v], last);
-      }
+      T* to = c + i * c_row + v * kLanes<T>;
+      const int64_t lanes = v + 1 < Vectors ? kLanes<T> : last;
+      if (tile.c.scale) sum[i][v] = fma(load_lanes(to, lanes), broadcast<T>(tile.c.scale[i]), sum[i][v]);
+      store_lanes(to, sum[i][v], lanes);
     }
   }
 }
 
 // multiply_tile of 1..kTileRows rows
 template <int Vectors, class T, int Rows = kTileRows>
-SIMD_INLINE void multiply_rows(int64_t rows, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c, int64_t depth,
-                               int64_t last) {
+SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return multiply_rows<Vectors, T, Rows - 1>(rows, a, b, b_row, c, depth, last);
+    if (rows < Rows) return multiply_rows<Vectors, T, Rows - 1>(rows, tile);
   }
-  multiply_tile<Rows, Vectors>(a, b, b_row, c, depth, last);
+  multiply_tile<Rows, Vectors>(tile);
 }
 
 // c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]), i < rows, j < columns, k < depth. Rows of b are read up to a
@@ -73,18 +100,26 @@ SIMD_INLINE void multiply_rows(int64_t rows, LeftFactor<T> a, const T* b, int64_
 template <class T>
 void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c) {
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;  // of nearly equal height: no tile of one row is left over
+  const int64_t height = blocks ? rows / blocks : 0, taller = rows - height * blocks;
+  Tile<T> tile{a, b, b_row, c, depth, kLanes<T>};
   for (int64_t j = 0; j < columns; j += 2 * kLanes<T>) {
+    tile.a.data = a.data;
+    tile.b = b + j;
+    tile.c.data = c.data + j;
+    tile.c.scale = c.scale;
     const int64_t left = columns - j;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t i = rows * block / blocks, count = rows * (block + 1) / blocks - i;
-      const LeftFactor<T> above{a.data + i * a.row, a.row, a.column};
-      const Product<T> tile{c.data + i * c.row + j, c.row, c.scale ? c.scale + i : nullptr};
+      const int64_t count = height + (block < taller);
       if (left > kLanes<T>) {
-        const int64_t last = left < 2 * kLanes<T> ? left - kLanes<T> : kLanes<T>;
-        multiply_rows<2>(count, above, b + j, b_row, tile, depth, last);
+        tile.last = min_lanes(left - kLanes<T>, kLanes<T>);
+        multiply_rows<2>(count, tile);
       } else {
-        multiply_rows<1>(count, above, b + j, b_row, tile, depth, left);
+        tile.last = left;
+        multiply_rows<1>(count, tile);
       }
+      tile.a.data += count * a.row;
+      tile.c.data += count * c.row;
+      if (c.scale) tile.c.scale += count;
     }
   }
 }

@@ -26,7 +26,7 @@ using Vec = std::conditional_t<std::is_same_v<T, double>, Double, Float>;
 
 template <class T>
 SIMD_INLINE Vec<T> broadcast(Accumulator<T> value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // not +, which would change -0 and so cost an instruction
 }
 
 // ---- arithmetic that the language's operators do not give
