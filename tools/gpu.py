@@ -78,7 +78,7 @@ class Stages:
         query = "import torch; print('.'.join(map(str, torch.cuda.get_device_capability())))"
         found = subprocess.run([sys.executable, "-c", query], capture_output=True, text=True).stdout.strip()
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or found
+        architectures = found
         outcome = self.run(
             "build", command, self.arguments.build_limit,
             ATTNKERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=architectures, MAX_JOBS=str(os.cpu_count() or 1),
