@@ -110,6 +110,8 @@ def cuda_missing(device_index: int) -> str:
     )
 
 
+# A constant of the process, which torch.compile is not to look into.
+@torch.compiler.assume_constant_result
 def unavailable(wall: str, device: torch.device) -> str:
     """Why a wall cannot take tensors on `device`; empty when it can."""
     if wall == "reference":
