@@ -15,11 +15,15 @@ def _branches(make: Maker, count: int, n: int, c: int, h: int, w: int, stacked: 
 
 
 def _attention(count: int):
-    """A network without parameters from pooled [N, C] to logits [N, M, C] in which every channel sees all others."""
+    """A network without parameters from pooled [N, C] to logits [N, M, C] in which every channel sees all others.
+
+    Its logits are small: in the 16-bit formats pooled and logits are rounded on the way, which is the caller's choice
+    and no error of the op, and must not show beside the one rounding of the result.
+    """
 
     def attention(pooled: Tensor) -> Tensor:
         mixed = torch.tanh(pooled + pooled.sum(1, keepdim=True) / max(pooled.shape[1], 1))
-        return torch.stack([(m - 0.5) * mixed for m in range(count)], 1)
+        return torch.stack([(m - 0.5) / 32 * mixed for m in range(count)], 1)
 
     return attention
 
