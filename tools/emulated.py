@@ -172,8 +172,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_ninja(ninja_file: NinjaFile, quiet: bool = True) -> None:
-    """Build every target of the file.
+def run_ninja(ninja_file: NinjaFile, quiet: bool = True, jobs: int | None = None) -> None:
+    """Build every target of the file, with so many compilers at a time (default: MAX_JOBS, or all cores).
 
     Raises:
         RuntimeError: the build failed; the compiler's messages.
@@ -181,8 +181,8 @@ def run_ninja(ninja_file: NinjaFile, quiet: bool = True) -> None:
     with _alone(ninja_file.folder):
         path = ninja_file.folder / "build.ninja"
         path.write_text(ninja_file.text())
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        done = subprocess.run([_ninja(), "-f", str(path), "-j", jobs], capture_output=quiet, text=True)
+        jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        done = subprocess.run([_ninja(), "-f", str(path), "-j", str(jobs)], capture_output=quiet, text=True)
     if done.returncode:
         raise RuntimeError(f"the emulated build failed:\n{done.stdout or ''}{done.stderr or ''}")
 

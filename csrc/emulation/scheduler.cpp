@@ -115,7 +115,8 @@ std::exception_ptr error;
 SchedulerShadow scheduler_shadow;
 std::vector<LaunchRecord> records;
 bool recording = false;
-char launch_end;  // TSan's name for "every thread happens before the end of its launch"
+char launch_begin, launch_end;  // TSan's names for "before every thread" and "after every thread" of a launch
+std::vector<void*> free_fibers;
 
 ThreadState& me() { return *static_cast<ThreadState*>(current_thread); }
 BlockState& block_of(const Thread& thread) { return *static_cast<BlockState*>(thread.block); }
@@ -211,10 +212,11 @@ class Residents {
 
  private:
   void start(ThreadState& thread, const std::function<void()>& body) {
-    create_fiber(thread.shadow);
+    take_fiber(thread.shadow, free_fibers);
     thread.self = context::fiber(std::allocator_arg, StackOf{&thread}, [&thread, &body](context::fiber&& scheduler) {
       thread.scheduler = std::move(scheduler);
       after_suspend(scheduler_shadow, thread.shadow);
+      acquire(&launch_begin);
       if (!error) try {
           start_block(block_of(thread));
           body();
@@ -422,10 +424,10 @@ class Launch {
     }
     if (grid_.cooperative) run_residents(body);
     acquire(&launch_end);
-    // No earlier: TSan would give a new thread the number of an old one, and take both for one that cannot race.
     if (kThreadSanitizer)
-      for (BlockState& block : blocks_)
-        for (ThreadState& thread : block.threads) destroy_fiber(thread.shadow);
+      for (const BlockState& block : blocks_)
+        for (const ThreadState& thread : block.threads) free_fibers.push_back(thread.shadow.tsan_fiber);
+    end_launch();
   }
 
   size_t static_shared() const { return static_shared_; }
@@ -478,6 +480,7 @@ class Launch {
   }
 
   void run_residents(const std::function<void()>& body) {
+    release(&launch_begin);
     Residents(clusters_, body).run();
     current_thread = nullptr;
     for (Cluster& cluster : clusters_)
