@@ -50,7 +50,7 @@ void end_launch() {
 bool stack_overflowed(const char* stack) { return std::memcmp(stack, &kCanary, sizeof kCanary) != 0; }
 
 char* allocate_shared(size_t bytes) {
-  if (kThreadSanitizer) return map_pages(bytes);  // munmap clears TSan's shadow: reuse by another block is no race
+  if (kThreadSanitizer) return map_pages(bytes);  // forgets what TSan knew of an earlier block's use of the address
   void* data = nullptr;
   if (posix_memalign(&data, kSharedAlignment, bytes) != 0) throw std::bad_alloc();
   return static_cast<char*>(data);
