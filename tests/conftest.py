@@ -7,6 +7,10 @@ import torch
 
 import attnkernels
 from attnkernels import _load
+from attnkernels.testing import emulation
+
+if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
+    emulation.load()
 
 
 def walls() -> list[tuple[str, str]]:
