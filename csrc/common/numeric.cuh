@@ -1,6 +1,7 @@
 // Element types of the kernels: the type in which sums are held, conversions, 128-bit vectors.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "common/language.cuh"
 
@@ -38,9 +39,48 @@ __host__ __device__ __forceinline__ T narrow(accumulate_t<T> value) {
 template <class T>
 inline constexpr int kVectorWidth = 16 / sizeof(T);
 
+// kWidth elements, moved as one. 16-bit types lie in pairs in 32-bit words, which is how registers hold them: taken
+// apart at the load they would need twice as many.
 template <class T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Vector {
-  T values[kWidth];
+struct alignas(sizeof(T) * kWidth) [[gnu::may_alias]] Vector {
+  using Sum = accumulate_t<T>;
+  static constexpr bool kPairs = sizeof(T) == 2 && kWidth > 1;
+  using Word = std::conditional_t<kPairs, uint32_t, T>;
+  Word words[kPairs ? kWidth / 2 : kWidth];
+
+  __device__ __forceinline__ Sum get(int k) const {
+    if constexpr (!kPairs) {
+      return widen(words[k]);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      return widen(__ushort_as_half(uint16_t(words[k / 2] >> (k % 2 * 16))));
+    } else {  // a bfloat16 is the upper half of a float
+      return __uint_as_float(k % 2 ? words[k / 2] & 0xffff0000u : words[k / 2] << 16);
+    }
+  }
+  __device__ __forceinline__ void set_zero(int k) {
+    if constexpr (kPairs) {
+      words[k / 2] &= k % 2 ? 0x0000ffffu : 0xffff0000u;
+    } else {
+      words[k] = narrow<T>(0);
+    }
+  }
+  __device__ __forceinline__ void set(const Sum (&values)[kWidth]) {
+    if constexpr (!kPairs) {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) words[k] = narrow<T>(values[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWidth; k += 2) {
+        if constexpr (std::is_same_v<T, __half>) {
+          const __half2 pair = __floats2half2_rn(values[k], values[k + 1]);
+          memcpy(&words[k / 2], &pair, 4);
+        } else {
+          const __nv_bfloat162 pair = __floats2bfloat162_rn(values[k], values[k + 1]);
+          memcpy(&words[k / 2], &pair, 4);
+        }
+      }
+    }
+  }
 };
 
 // How long the cache should keep what an access touches: kOnce for data that nothing reads again.

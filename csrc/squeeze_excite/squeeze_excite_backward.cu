@@ -36,15 +36,13 @@ Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_nee
       config.block = dim3(plan.sums.threads);
       config.grid = grid_of(plan.sums.blocks(), wave.shape.samples);
       config.shared_bytes = plan.sums.shared_bytes;
-      const cudaError_t error = launch(config, squeeze_excite_backward_sums<T, kChannelsLast>, wave, plan.sums);
+      cudaError_t error = launch(config, squeeze_excite_backward_sums<T, kChannelsLast>, wave, plan.sums);
       if (error != cudaSuccess) return result("squeeze_excite_backward_sums", error);
-    }
-    if (sums_needed && !wave.fused_hidden) {
       config.block = dim3(kThreads);
       config.grid = grid_of(std::max<int64_t>(1, ceil_div(shape.hidden, kHiddenGradVectors * kVectorWidth<T>)),
                             wave.shape.samples);
       config.shared_bytes = 0;
-      const cudaError_t error = launch(config, squeeze_excite_backward_hidden<T>, wave);
+      error = launch(config, squeeze_excite_backward_hidden<T>, wave);
       if (error != cudaSuccess) return result("squeeze_excite_backward_hidden", error);
     }
     if ((wave.grad_x || wave.grad_residual) && shape.pixels) {
@@ -72,7 +70,6 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
                   nullptr};
   a.shape = shape;
   a.sum_splits = plan.sums.splits;
-  a.fused_hidden = plan.fused_hidden && tensors.grad_x;  // without a second pass nothing to fuse with
   Sum* scratch = static_cast<Sum*>(tensors.scratch);
   a.grad_logits = scratch;
   a.grad_hidden = a.grad_logits + shape.samples * shape.channels;

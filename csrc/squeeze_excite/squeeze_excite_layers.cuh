@@ -27,48 +27,46 @@ __device__ __forceinline__ A gate_derivative(A g, Gate gate) {
   return g > A(0) && g < A(1) ? A(1) / A(6) : A(0);
 }
 
-// emit(row, sum_k weight[row, first_column + k] input[k], k < count) for rows [first_row, last_row) of a weight with
-// `pitch` elements a row; neighbouring lanes share a row, so that weights are read in whole sectors.
+// emit(row, sum_k weight[row, k] input[k], k < count) for `rows` rows of `pitch` elements; neighbouring lanes share a
+// row, so that weights are read in whole sectors.
 template <class T, class Emit>
-__device__ void multiply_rows(const T* weight, int64_t pitch, int64_t first_row, int64_t last_row, int64_t first_column,
-                              int64_t count, const accumulate_t<T>* input, Emit emit) {
-  constexpr int kW = kVectorWidth<T>;
-  const T* const corner = weight + first_row * pitch + first_column;
-  const bool vectorised = pitch % kW == 0 && count % kW == 0 && misalignment(corner) == 0;
+__device__ void multiply_rows(const T* weight, int64_t pitch, int rows, int count, const accumulate_t<T>* input,
+                              Emit emit) {
+  constexpr int kW = kVectorWidth<T>, kInFlight = 2;
+  const bool vectorised = pitch % kW == 0 && count % kW == 0 && misalignment(weight) == 0;
   const int lanes = lanes_for(vectorised ? count / kW : count);
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = blockDim.x / lanes;
-  for (int64_t start = 0; start < last_row - first_row; start += groups) {  // the same count for every lane of a warp
-    const int64_t row = start + group;
+  for (int start = 0; start < rows; start += groups) {  // the same count for every lane of a warp: shuffles follow
+    const int row = start + group;
     accumulate_t<T> sum = 0;
-    if (row < last_row - first_row) {
-      const T* const weights = corner + row * pitch;
-      if (vectorised) {
-        strided(lane * kW, count, lanes * kW, [&](int64_t k) { return load<kW>(weights + k); },
-                [&](int64_t k, const auto& loaded) {
+    if (row < rows) {
+      const T* const weights = weight + row * pitch;
+      const auto multiply = [&](int k, const auto& loaded) {
 #pragma unroll
-                  for (int i = 0; i < kW; ++i) sum += widen(loaded.values[i]) * input[k + i];
-                });
+        for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) sum += loaded.get(i) * input[k + i];
+      };
+      if (vectorised) {
+        strided<kInFlight>(lane * kW, count, lanes * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
       } else {
-        strided(lane, count, lanes, [&](int64_t k) { return weights[k]; },
-                [&](int64_t k, T loaded) { sum += widen(loaded) * input[k]; });
+        strided<kInFlight>(lane, count, lanes, [&](int k) { return load<1>(weights + k); }, multiply);
       }
     }
     sum = sum_lanes(sum, lanes);
-    if (row < last_row - first_row && lane == 0) emit(first_row + row, sum);
+    if (row < rows && lane == 0) emit(row, sum);
   }
 }
 
-// emit(j, sum_k input[k] weight[k, first_column + j]) for `columns` columns, over all `rows` rows; cells: blockDim.x *
+// emit(j, sum_k input[k] weight[k, j]) for `columns` columns, over `rows` rows of `pitch` elements; cells: blockDim.x *
 // kVectorWidth sums in shared memory. Ends with a barrier.
 template <class T, class Input, class Emit>
-__device__ void multiply_columns(const T* weight, int64_t pitch, int64_t rows, int64_t first_column, int64_t columns,
-                                 int max_lanes, Input input, accumulate_t<T>* cells, Emit emit) {
+__device__ void multiply_columns(const T* weight, int64_t pitch, int rows, int columns, int max_lanes, Input input,
+                                 accumulate_t<T>* cells, Emit emit) {
   constexpr int kW = kVectorWidth<T>;
   const WeightSource<T, Input> source{weight, input};
-  if (pitch % kW == 0 && columns % kW == 0 && misalignment(weight + first_column) == 0) {
-    sum_columns<kW>(source, 0, rows, pitch, first_column, columns, max_lanes, cells, emit);
+  if (pitch % kW == 0 && columns % kW == 0 && misalignment(weight) == 0) {
+    sum_columns<kW>(source, rows, pitch, columns, max_lanes, cells, emit);
   } else {
-    sum_columns<1>(source, 0, rows, pitch, first_column, columns, max_lanes * kW, cells, emit);
+    sum_columns<1>(source, rows, pitch, columns, max_lanes * kW, cells, emit);
   }
 }
 

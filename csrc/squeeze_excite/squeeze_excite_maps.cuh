@@ -1,5 +1,5 @@
-// What is summed and what is mapped: the Sources and Maps (common/traverse.cuh) of squeeze_excite. Their pointers are
-// those of one sample.
+// What is summed and what is mapped: the Sources and Maps (common/traverse.cuh) of squeeze_excite. They stay within one
+// sample.
 #pragma once
 #include "common/pointwise.cuh"
 #include "common/traverse.cuh"
@@ -17,81 +17,84 @@ bool equally_aligned(const T* first, const Others*... others) {
 template <class T>
 struct PoolSource {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 4, kOperands = 1;
   const T* x;
   bool vectorised;
-  T* kept = nullptr;  // copy of x in shared memory, from element kept_first on
-  int64_t kept_first = 0;
+  T* kept = nullptr;  // where copies go, in shared memory
 
-  static constexpr int kOperands = 1;
-  // This source, keeping a copy of the elements from `begin` on that is aligned as they are.
-  __device__ PoolSource keeping(T* buffer, int64_t, int64_t begin) const {
-    return {x, vectorised, buffer + misaligned(begin), begin};
-  }
+  __device__ int misaligned() const { return misalignment(x); }
+  __device__ PoolSource moved(int64_t offset) const { return {x + offset, vectorised, kept ? kept + offset : nullptr}; }
+  // This source, keeping copies that are aligned as the elements are; and a source of the copies.
+  __device__ PoolSource keeping(T* buffer, int64_t) const { return {x, vectorised, buffer + misaligned()}; }
   __device__ PoolSource resident() const { return {kept, vectorised}; }
 
-  __device__ int misaligned(int64_t i) const { return misalignment(x + i); }
   template <int kW>
-  __device__ Vector<T, kW> fetch(int64_t i, int64_t = 0) const {
+  __device__ Vector<T, kW> fetch(int64_t i, int) const {
     return load<kW>(x + i);
   }
   template <int kW>
   __device__ void add(const Vector<T, kW>& loaded, Sum (&sums)[kW]) const {
 #pragma unroll
-    for (int k = 0; k < kW; ++k) sums[k] += widen(loaded.values[k]);
+    for (int k = 0; k < kW; ++k) sums[k] += loaded.get(k);
   }
   template <int kW>
-  __device__ void keep(const Vector<T, kW>& loaded, int64_t local) const {
-    if (kept) store(kept + local, loaded);
+  __device__ void keep(const Vector<T, kW>& loaded, int copy) const {
+    if (kept) store(kept + copy, loaded);
   }
 };
 
+// The elements of dz = grad_y, or 0 where the output activation clipped: y <= 0 (a NaN passes the gradient, as in torch)
 template <class T, int kW>
-struct GradPair {
-  Vector<T, kW> grad, x;
-};
+__device__ __forceinline__ Vector<T, kW> clipped(Vector<T, kW> grad, const Vector<T, kW>& y, bool clip) {
+  if (clip) {
+#pragma unroll
+    for (int k = 0; k < kW; ++k)
+      if (y.get(k) <= accumulate_t<T>(0)) grad.set_zero(k);
+  }
+  return grad;
+}
 
-// dz x, where dz = grad_y, or 0 where the output activation clipped: y <= 0
+// dz x
 template <class T>
 struct GradSource {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>;
-  const T* grad_y;
-  const T* x;
-  const T* y;  // null: no output activation
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2, kOperands = 2;
+  const T *grad_y, *x, *y;  // y: null without output activation
   bool vectorised;
-  T* kept = nullptr;  // copy of dz in shared memory, from element kept_first on
-  int64_t kept_first = 0;
-  T* kept_x = nullptr;
+  T *kept = nullptr, *kept_x = nullptr;  // where copies of dz and of x go, in shared memory
 
-  static constexpr int kOperands = 2;
-  __device__ GradSource keeping(T* buffer, int64_t stride, int64_t begin) const {
-    T* const copy = buffer + misaligned(begin);
-    return {grad_y, x, y, vectorised, copy, begin, stride ? copy + stride : nullptr};
+  template <int kW>
+  struct Loaded {
+    Vector<T, kW> grad, x, y;
+  };
+  __device__ int misaligned() const { return misalignment(x); }
+  __device__ GradSource moved(int64_t offset) const {
+    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised, kept ? kept + offset : nullptr,
+            kept_x ? kept_x + offset : nullptr};
+  }
+  // The copy of x lies `stride` elements behind that of dz; stride 0: none.
+  __device__ GradSource keeping(T* buffer, int64_t stride) const {
+    T* const copy = buffer + misaligned();
+    return {grad_y, x, y, vectorised, copy, stride ? copy + stride : nullptr};
   }
   __device__ GradSource resident() const { return {kept, kept_x, nullptr, vectorised}; }
 
-  __device__ int misaligned(int64_t i) const { return misalignment(x + i); }
   template <int kW>
-  __device__ GradPair<T, kW> fetch(int64_t i, int64_t = 0) const {
-    GradPair<T, kW> loaded{load<kW>(grad_y + i), load<kW>(x + i)};
-    if (y) {
-      const auto clipped = load<kW>(y + i);
-#pragma unroll
-      for (int k = 0; k < kW; ++k)
-        if (widen(clipped.values[k]) <= Sum(0)) loaded.grad.values[k] = narrow<T>(0);
-    }
+  __device__ Loaded<kW> fetch(int64_t i, int) const {
+    Loaded<kW> loaded{load<kW>(grad_y + i), load<kW>(x + i), {}};
+    if (y) loaded.y = load<kW>(y + i);
     return loaded;
   }
   template <int kW>
-  __device__ void add(const GradPair<T, kW>& loaded, Sum (&sums)[kW]) const {
+  __device__ void add(const Loaded<kW>& loaded, Sum (&sums)[kW]) const {
+    const auto dz = clipped(loaded.grad, loaded.y, y != nullptr);
 #pragma unroll
-    for (int k = 0; k < kW; ++k) sums[k] += widen(loaded.grad.values[k]) * widen(loaded.x.values[k]);
+    for (int k = 0; k < kW; ++k) sums[k] += dz.get(k) * loaded.x.get(k);
   }
   template <int kW>
-  __device__ void keep(const GradPair<T, kW>& loaded, int64_t local) const {
-    if (kept) store(kept + local, loaded.grad);
-    if (kept_x) store(kept_x + local, loaded.x);
+  __device__ void keep(const Loaded<kW>& loaded, int copy) const {
+    if (kept) store(kept + copy, clipped(loaded.grad, loaded.y, y != nullptr));
+    if (kept_x) store(kept_x + copy, loaded.x);
   }
 };
 
@@ -99,71 +102,85 @@ struct GradSource {
 template <class T>
 struct ScaleMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>;
-  const T* x;
-  const T* residual;  // or null
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
+  const T *x, *residual;  // residual: or null
   T* y;
-  bool clip;  // the output activation is ReLU
+  const T* copy;  // x in shared memory, or null
+  bool clip;      // the output activation is ReLU
   Reuse reuse;
   bool vectorised;
-  bool x_in_shared = false;
 
   template <int kW>
   struct Loaded {
     Vector<T, kW> x, residual;
   };
-  __device__ int misaligned(int64_t i) const { return misalignment(y + i); }
+  __device__ int misaligned() const { return misalignment(y); }
+  __device__ ScaleMap moved(int64_t offset) const {
+    return {x + offset, residual ? residual + offset : nullptr, y + offset, copy ? copy + offset : nullptr, clip, reuse,
+            vectorised};
+  }
   template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int64_t local) const {
-    Loaded<kW> loaded{x_in_shared ? load<kW>(x + local) : load<kW, Reuse::kOnce>(x + i), {}};
+  __device__ Loaded<kW> fetch(int64_t i, int at) const {
+    Loaded<kW> loaded{copy ? load<kW>(copy + at) : load<kW, Reuse::kOnce>(x + i), {}};
     if (residual) loaded.residual = load<kW, Reuse::kOnce>(residual + i);
     return loaded;
   }
-  template <int kW>
-  __device__ void apply(int64_t i, const Loaded<kW>& loaded, const Sum (&scale)[kW], const Sum (&)[kW]) const {
-    Vector<T, kW> result;
+  template <int kW, class Coefficients>
+  __device__ void apply(int64_t i, const Loaded<kW>& loaded, const Coefficients& coefficients) const {
+    Sum values[kW];
 #pragma unroll
     for (int k = 0; k < kW; ++k) {
-      Sum value = widen(loaded.x.values[k]) * scale[k];
-      if (residual) value += widen(loaded.residual.values[k]);
-      result.values[k] = narrow<T>(clip ? relu(value) : value);
+      values[k] = loaded.x.get(k) * coefficients.scale(k);
+      if (residual) values[k] += loaded.residual.get(k);
+      if (clip) values[k] = relu(values[k]);
     }
+    Vector<T, kW> result;
+    result.set(values);
     store(y + i, result, reuse);
   }
 };
 
-// grad_x = dz scale + shift, grad_residual = dz (dz as in GradSource)
+// grad_x = dz scale + shift, grad_residual = dz
 template <class T>
 struct GradMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>;
-  const T* grad_y;
-  const T* y;        // null: no output activation, or grad_y is dz
-  T* grad_x;         // or null
-  T* grad_residual;  // or null
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
+  const T *grad_y, *y;       // y: null without output activation
+  T *grad_x, *grad_residual;  // or null
+  const T* copy;              // dz in shared memory, or null
   Reuse reuse;
   bool vectorised;
-  bool grad_in_shared = false;
 
-  __device__ int misaligned(int64_t i) const { return misalignment((grad_x ? grad_x : grad_residual) + i); }
   template <int kW>
-  __device__ Vector<T, kW> fetch(int64_t i, int64_t local) const {
-    auto loaded = grad_in_shared ? load<kW>(grad_y + local) : load<kW, Reuse::kOnce>(grad_y + i);
-    if (y) {
-      const auto clipped = load<kW, Reuse::kOnce>(y + i);
-#pragma unroll
-      for (int k = 0; k < kW; ++k)
-        if (widen(clipped.values[k]) <= Sum(0)) loaded.values[k] = narrow<T>(0);
-    }
-    return loaded;
+  struct Loaded {
+    Vector<T, kW> grad, y;
+  };
+  __device__ int misaligned() const { return misalignment(grad_x ? grad_x : grad_residual); }
+  __device__ GradMap moved(int64_t offset) const {
+    return {grad_y + offset,
+            y ? y + offset : nullptr,
+            grad_x ? grad_x + offset : nullptr,
+            grad_residual ? grad_residual + offset : nullptr,
+            copy ? copy + offset : nullptr,
+            reuse,
+            vectorised};
   }
   template <int kW>
-  __device__ void apply(int64_t i, const Vector<T, kW>& dz, const Sum (&scale)[kW], const Sum (&shift)[kW]) const {
+  __device__ Loaded<kW> fetch(int64_t i, int at) const {
+    Loaded<kW> loaded{copy ? load<kW>(copy + at) : load<kW, Reuse::kOnce>(grad_y + i), {}};
+    if (y && !copy) loaded.y = load<kW, Reuse::kOnce>(y + i);
+    return loaded;
+  }
+  template <int kW, class Coefficients>
+  __device__ void apply(int64_t i, const Loaded<kW>& loaded, const Coefficients& coefficients) const {
+    const auto dz = clipped(loaded.grad, loaded.y, y && !copy);
     if (grad_residual) store(grad_residual + i, dz, reuse);
     if (!grad_x) return;
-    Vector<T, kW> result;
+    Sum values[kW];
 #pragma unroll
-    for (int k = 0; k < kW; ++k) result.values[k] = narrow<T>(widen(dz.values[k]) * scale[k] + shift[k]);
+    for (int k = 0; k < kW; ++k) values[k] = dz.get(k) * coefficients.scale(k) + coefficients.shift(k);
+    Vector<T, kW> result;
+    result.set(values);
     store(grad_x + i, result, reuse);
   }
 };
@@ -172,7 +189,7 @@ struct GradMap {
 template <class T, class Input>
 struct WeightSource {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
   const T* weight;
   Input input;  // input[k]: a pointer, or what computes the element
 
@@ -182,16 +199,16 @@ struct WeightSource {
     Sum input;
   };
   template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int64_t row) const {
+  __device__ Loaded<kW> fetch(int64_t i, int row) const {
     return {load<kW>(weight + i), input[row]};
   }
   template <int kW>
   __device__ void add(const Loaded<kW>& loaded, Sum (&sums)[kW]) const {
 #pragma unroll
-    for (int k = 0; k < kW; ++k) sums[k] += widen(loaded.weight.values[k]) * loaded.input;
+    for (int k = 0; k < kW; ++k) sums[k] += loaded.weight.get(k) * loaded.input;
   }
   template <int kW>
-  __device__ void keep(const Loaded<kW>&, int64_t) const {}
+  __device__ void keep(const Loaded<kW>&, int) const {}
 };
 
 }  // namespace attnkernels::squeeze_excite

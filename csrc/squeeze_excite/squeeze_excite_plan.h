@@ -42,7 +42,7 @@ struct Plan {
   int64_t channels = 0;       // of a block of the cluster
   int threads = 0;            // of a block of the cluster
   size_t shared_bytes = 0;    // of a block of the cluster
-  bool fused_hidden = false;  // two passes: the second computes the hidden layer itself, without a kernel in between
+  bool fused_hidden = false;  // two passes, forward: the second computes the hidden layer itself, without a kernel in between
   int64_t wave = 0;           // two passes: samples whose second pass follows before the next samples' first
   Tiles sums, map;
   const char* reason = "";
@@ -63,6 +63,8 @@ inline constexpr int64_t kStagedBytes = 8 * 1024;
 inline constexpr int64_t kStagedPlaneBytes = 1024;
 // Column tiles are 32 vectors wide: 512 contiguous bytes of a pixel.
 inline constexpr int64_t kColumnVectors = 32;
+// Pixels or elements that one block walks: they are counted in 32 bits.
+inline constexpr int64_t kLongestWalk = int64_t(1) << 30;
 // Planes touched by one block of the scaling pass (their gates lie in shared memory).
 inline constexpr int64_t kMappedPlanes = 1024;
 
@@ -88,7 +90,7 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     // Four pixels a thread: as many loads as are in flight.
     const int64_t most = may_split(shape, size) ? std::max<int64_t>(1, shape.pixels / (4 * rows)) : 1;
-    tiles.splits = std::clamp<int64_t>(ceil_div(wanted, shape.samples * tiles.tiles), 1, most);
+    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     tiles.shared_bytes = size_t(tiles.threads * size.vector() * size.sum);
@@ -102,7 +104,7 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     tiles.channels = std::min({kStagedBytes / plane_bytes, even, int64_t(tiles.threads), shape.channels});
     tiles.channels = std::max<int64_t>(1, tiles.channels);
     tiles.lanes = power_of_two_lanes(ceil_div(plane_bytes, 16));
-    tiles.shared_bytes = size_t(operands * round_up((tiles.channels * shape.pixels + size.vector()) * size.element, 16));
+    tiles.shared_bytes = size_t(operands * round_up(tiles.channels * shape.pixels + size.vector(), size.vector()) * size.element);
   } else {
     const int64_t warps = tiles.threads / 32, planes = shape.samples * shape.channels;
     // More warps a plane while there are fewer than 32 of them on each multiprocessor, down to 1 KB each.
@@ -110,11 +112,11 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
            plane_bytes / (2 * tiles.segments) >= 1024)
       tiles.segments *= 2;
     tiles.channels = warps / tiles.segments;
-    if (tiles.segments == warps && may_split(shape, size)) {
+    if (tiles.segments == warps && may_split(shape, size))
       tiles.splits = std::clamp<int64_t>(ceil_div(wanted, planes), 1, std::max<int64_t>(1, plane_bytes / (16 * 1024)));
-      tiles.span = round_up(ceil_div(shape.pixels, tiles.splits), size.vector());
-      tiles.splits = ceil_div(shape.pixels, tiles.span);
-    }
+    tiles.splits = std::max(tiles.splits, ceil_div(shape.pixels, kLongestWalk));
+    tiles.span = round_up(ceil_div(shape.pixels, tiles.splits), size.vector());
+    tiles.splits = ceil_div(shape.pixels, tiles.span);
   }
   tiles.tiles = ceil_div(shape.channels, tiles.channels);
   tiles.shared_bytes += size_t(tiles.channels * tiles.segments * size.sum);
@@ -132,7 +134,7 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
     tiles.tiles = ceil_div(shape.channels, tiles.channels);
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     const int64_t most = std::max<int64_t>(1, shape.pixels / (4 * rows));
-    tiles.splits = std::clamp<int64_t>(ceil_div(wanted, shape.samples * tiles.tiles), 1, most);
+    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     return tiles;
@@ -140,7 +142,8 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
   const int64_t elements = std::max<int64_t>(1, shape.channels * shape.pixels);
   const int64_t chunk = 4 * tiles.threads * size.vector();  // four loads in flight by each thread
   const int64_t blocks = std::clamp<int64_t>(ceil_div(wanted, shape.samples), 1, ceil_div(elements, chunk));
-  tiles.span = std::min(round_up(ceil_div(elements, blocks), chunk), kMappedPlanes * std::max<int64_t>(1, shape.pixels));
+  tiles.span = std::min({round_up(ceil_div(elements, blocks), chunk), kLongestWalk,
+                         kMappedPlanes * std::max<int64_t>(1, shape.pixels)});
   tiles.splits = ceil_div(elements, tiles.span);
   tiles.channels = std::min(shape.channels, ceil_div(tiles.span, std::max<int64_t>(1, shape.pixels)) + 1);
   return tiles;
@@ -149,7 +152,7 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
 // Shared memory of one block of a cluster; `resident` operands of each element are kept.
 inline size_t cluster_shared_bytes(const Shape& shape, ElementSize size, int64_t channels, int threads, int resident,
                                    bool backward) {
-  const int64_t data = resident * round_up((channels * shape.pixels + size.vector()) * size.element, 16);
+  const int64_t data = resident * round_up(channels * shape.pixels + size.vector(), size.vector()) * size.element;
   const int64_t gathered = shape.hidden ? 2 * shape.hidden : shape.channels;
   const bool columns = shape.channels_last || backward;  // sums over columns need a cell per thread and vector lane
   const int64_t cells = std::max<int64_t>(columns ? threads * size.vector() : 0, std::max<int64_t>(channels, threads / 32));
@@ -195,7 +198,7 @@ inline Plan plan_two_passes(const Shape& shape, ElementSize size, const Limits& 
                             const char* reason) {
   Plan plan;
   plan.reason = reason;
-  plan.fused_hidden = shape.hidden && shape.pixels && shape.channels * shape.hidden * size.element <= kFusedHiddenBytes &&
+  plan.fused_hidden = !backward && shape.hidden && shape.channels * shape.hidden * size.element <= kFusedHiddenBytes &&
                       std::max(shape.channels, shape.hidden) * size.sum <= kVectorBytes;
   // Half of the cache for what the first pass reads: the second finds it there.
   const int64_t sample_bytes = std::max<int64_t>(1, shape.channels * shape.pixels * size.element * (backward ? 2 : 1));
@@ -207,7 +210,7 @@ inline Plan plan_two_passes(const Shape& shape, ElementSize size, const Limits& 
   plan.map = plan_map(wave, size, limits);
   const int64_t staged_means = !backward && plan.sums.splits > 1 ? shape.channels : 0;
   const int64_t gates = (plan.map.channels + 2) * (backward ? 2 : 1);
-  const int64_t fused = plan.fused_hidden ? shape.hidden + (backward ? shape.channels : 0) : 0;
+  const int64_t fused = plan.fused_hidden ? shape.hidden : 0;
   const int64_t cells = backward ? plan.map.threads * size.vector() : 0;
   plan.map.shared_bytes = size_t((gates + staged_means + fused + cells) * size.sum);
   return plan;

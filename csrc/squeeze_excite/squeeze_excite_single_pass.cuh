@@ -38,8 +38,7 @@ __device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int operands,
   slab.count = min(channels, shape.channels - slab.first);
   slab.channels = channels;
   slab.data = reinterpret_cast<T*>(shared);
-  const int64_t bytes = (channels * shape.pixels + kVectorWidth<T>)*int64_t(sizeof(T));
-  slab.stride = (bytes + 15) / 16 * 16 / int64_t(sizeof(T));
+  slab.stride = copy_stride<T>(channels, shape.pixels);
   slab.means = reinterpret_cast<Sum*>(slab.data + operands * slab.stride);
   slab.scale = slab.means + channels;
   slab.exchanged = slab.scale + channels;
@@ -50,45 +49,51 @@ __device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int operands,
 
 // emit(channel of the slab, sum over its pixels); copies stay in slab.data
 template <bool kChannelsLast, class T, class Source, class Emit>
-__device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool both_staged, Emit emit) {
+__device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool staged, Emit emit) {
   constexpr int kW = kVectorWidth<T>;
-  const int64_t begin = slab.first * shape.pixels, end = begin + slab.count * shape.pixels;
+  const int count = int(slab.count), pixels = int(shape.pixels);
   if constexpr (kChannelsLast) {
-    Source kept = source;
+    Source kept = source.moved(slab.first);
     kept.kept = slab.data;
-    if (source.vectorised && slab.count % kW == 0 && slab.first % kW == 0) {
-      sum_columns<kW>(kept, 0, shape.pixels, shape.channels, slab.first, slab.count, kColumnVectors, slab.cells, emit);
+    if (source.vectorised && count % kW == 0 && slab.first % kW == 0) {
+      sum_columns<kW>(kept, pixels, shape.channels, count, kColumnVectors, slab.cells, emit);
     } else {
-      sum_columns<1>(kept, 0, shape.pixels, shape.channels, slab.first, slab.count, kColumnVectors * kW, slab.cells,
-                     emit);
+      sum_columns<1>(kept, pixels, shape.channels, count, kColumnVectors * kW, slab.cells, emit);
     }
   } else {
-    const int warps = blockDim.x / 32, segments = max(1, warps / max(1, int(slab.count)));
-    if (both_staged) {
-      const Source staged = source.keeping(slab.data, slab.stride, begin);
-      sum_range(staged, begin, end, threadIdx.x, blockDim.x);
+    // One walk for both cases: over the copies, or over the originals, making copies.
+    Source walked = source.moved(slab.first * pixels).keeping(slab.data, staged ? slab.stride : 0);
+    int lanes = 32, segments = max(1, int(blockDim.x) / 32 / max(1, count));
+    if (staged) {
+      sum_range(walked, count * pixels, threadIdx.x, blockDim.x);
       __syncthreads();
-      const int lanes = lanes_for((shape.pixels + kW - 1) / kW);
-      sum_planes(staged.resident(), 0, shape.pixels, shape.pixels, int(slab.count), 1, lanes, slab.cells, emit);
-    } else {
-      sum_planes(source.keeping(slab.data, 0, begin), begin, shape.pixels, shape.pixels, int(slab.count), segments, 32,
-                 slab.cells, emit);
+      walked = walked.resident();
+      lanes = lanes_for((pixels + kW - 1) / kW);
+      segments = 1;
     }
+    sum_planes(walked, pixels, pixels, count, segments, lanes, slab.cells, emit);
   }
 }
 
+// Maps the slab's channels, from the copies in shared memory.
 template <bool kChannelsLast, class T, class Map>
 __device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab, const accumulate_t<T>* shift) {
   const accumulate_t<T>* const scale = slab.scale;
-  const int64_t begin = slab.first * shape.pixels;
-  const MapRange range{slab.first, slab.count, kChannelsLast ? 0 : begin,
-                       kChannelsLast ? shape.pixels : begin + slab.count * shape.pixels};
-  map_tile<kChannelsLast>(map, shape, range, scale, shift);
+  const int pixels = int(shape.pixels), count = int(slab.count);
+  Map tile = map.moved(slab.first * (kChannelsLast ? 1 : pixels));
+  tile.copy = slab.data + (kChannelsLast ? 0 : tile.misaligned());
+  if constexpr (!kChannelsLast) {
+    map_planes(tile, count * pixels, pixels, 0, scale, shift);
+  } else if (map.vectorised && count % Map::kWidth == 0 && slab.first % Map::kWidth == 0) {
+    map_columns<Map::kWidth>(tile, pixels, shape.channels, count, kColumnVectors, scale, shift);
+  } else {
+    map_columns<1>(tile, pixels, shape.channels, count, kColumnVectors * Map::kWidth, scale, shift);
+  }
 }
 
 // y = output_activation(x gate(W2 activation(W1 mean(x) + b1) + b2) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads)
+__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
     squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
@@ -101,15 +106,15 @@ __global__ void __launch_bounds__(kClusterThreads)
   Sum* const saved = a.saved + slab.n * shape.saved_columns();
 
   const PoolSource<T> source{a.x + offset, a.vectorised};
-  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int64_t c, Sum sum) {
+  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int c, Sum sum) {
     slab.means[c] = sum / Sum(shape.pixels);
     saved[slab.first + c] = slab.means[c];
   });
   __syncthreads();
 
   if (shape.hidden) {  // each block multiplies its own means: a part of every hidden sum
-    multiply_rows(a.parameters.reduce_weight, shape.channels, 0, shape.hidden, slab.first, slab.count, slab.means,
-                  [&](int64_t r, Sum sum) { slab.exchanged[r] = sum; });
+    multiply_rows(a.parameters.reduce_weight + slab.first, shape.channels, int(shape.hidden), int(slab.count),
+                  slab.means, [&](int r, Sum sum) { slab.exchanged[r] = sum; });
     cluster.sync();
     for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) {
       Sum u = 0;
@@ -126,23 +131,28 @@ __global__ void __launch_bounds__(kClusterThreads)
   cluster.sync();  // no block may end while another reads its shared memory
 
   const int64_t width = shape.hidden ? shape.hidden : shape.channels;
-  multiply_rows(a.parameters.expand_weight, width, slab.first, slab.first + slab.count, 0, width, slab.gathered,
-                [&](int64_t c, Sum sum) {
+  multiply_rows(a.parameters.expand_weight + slab.first * width, width, int(slab.count), int(width), slab.gathered,
+                [&](int j, Sum sum) {
+                  const int64_t c = slab.first + j;
                   const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
-                  slab.scale[c - slab.first] = open_gate(v, shape.gate);
-                  saved[shape.channels + shape.hidden + c] = slab.scale[c - slab.first];
+                  slab.scale[j] = open_gate(v, shape.gate);
+                  saved[shape.channels + shape.hidden + c] = slab.scale[j];
                 });
   __syncthreads();
-  const T* const data = slab.data + (kChannelsLast ? 0 : source.misaligned(slab.first * shape.pixels));
-  const ScaleMap<T> map{data, a.residual ? a.residual + offset : nullptr, a.y + offset,
-                        shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised, true};
+  const ScaleMap<T> map{nullptr,
+                        a.residual ? a.residual + offset : nullptr,
+                        a.y + offset,
+                        nullptr,
+                        shape.output_activation == OutputActivation::kRelu,
+                        a.output_reuse,
+                        a.vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(nullptr));
 #endif
 }
 
 // grad_x = dz g + ds / pixels, grad_residual = dz; dz stays in shared memory while x streams by
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads)
+__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
     squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
@@ -156,16 +166,16 @@ __global__ void __launch_bounds__(kClusterThreads)
   const Sum* const gates = saved + shape.channels + shape.hidden + slab.first;
 
   const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
-  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int64_t c, Sum sum) {
+  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int c, Sum sum) {
     slab.means[c] = sum * gate_derivative(gates[c], shape.gate);
     a.grad_logits[slab.n * shape.channels + slab.first + c] = slab.means[c];
   });
   __syncthreads();
 
   if (shape.hidden) {
-    multiply_columns(a.parameters.expand_weight + slab.first * shape.hidden, shape.hidden, slab.count, 0, shape.hidden,
-                     kColumnVectors, static_cast<const Sum*>(slab.means), slab.cells,
-                     [&](int64_t r, Sum sum) { slab.exchanged[r] = sum; });
+    multiply_columns(a.parameters.expand_weight + slab.first * shape.hidden, shape.hidden, int(slab.count),
+                     int(shape.hidden), kColumnVectors, static_cast<const Sum*>(slab.means), slab.cells,
+                     [&](int r, Sum sum) { slab.exchanged[r] = sum; });
     cluster.sync();
     for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) {
       Sum sum = 0;
@@ -181,19 +191,19 @@ __global__ void __launch_bounds__(kClusterThreads)
   cluster.sync();  // no block may end, nor overwrite `means`, while another reads its shared memory
 
   const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-  multiply_columns(weight, shape.channels, shape.hidden ? shape.hidden : shape.channels, slab.first, slab.count,
-                   kColumnVectors, static_cast<const Sum*>(slab.gathered), slab.cells, [&](int64_t c, Sum sum) {
+  multiply_columns(weight + slab.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
+                   int(slab.count), kColumnVectors, static_cast<const Sum*>(slab.gathered), slab.cells,
+                   [&](int c, Sum sum) {
                      slab.means[c] = sum / Sum(shape.pixels);
                      slab.scale[c] = gates[c];
                    });
-  const T* const data = slab.data + (kChannelsLast ? 0 : source.misaligned(slab.first * shape.pixels));
-  const GradMap<T> map{data,
+  const GradMap<T> map{nullptr,
                        nullptr,
                        a.grad_x + offset,
                        a.grad_residual ? a.grad_residual + offset : nullptr,
+                       nullptr,
                        a.output_reuse,
-                       a.map_vectorised,
-                       true};
+                       a.map_vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(slab.means));
 #endif
 }

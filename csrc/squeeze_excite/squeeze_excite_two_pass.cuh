@@ -6,6 +6,10 @@
 namespace attnkernels::squeeze_excite {
 
 inline constexpr int kThreads = 256;  // Limits::threads, and those of the kernels between the passes
+// Blocks that a multiprocessor has registers for: 64 a thread keep 32 KB underway; double needs more registers and
+// has more bytes in each.
+template <class T>
+inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 // Samples that share one reading of the weights in the hidden layer's own kernel.
 inline constexpr int kHiddenSamples = 4;
 
@@ -37,40 +41,49 @@ struct BackwardArguments {
   Parameters<T> parameters;
   Shape shape;
   bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
-  bool fused_hidden;
   int64_t sum_splits;
   Reuse output_reuse;
 };
 
+// Elements of a copy in shared memory that is aligned as its original, and ends at a 128-bit boundary.
+template <class T>
+__device__ int64_t copy_stride(int64_t channels, int64_t pixels) {
+  constexpr int kW = kVectorWidth<T>;
+  return (channels * pixels + kW + kW - 1) / kW * kW;
+}
+
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
 __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, char* shared, Emit emit) {
-  using T = std::remove_const_t<std::remove_pointer_t<decltype(source.x)>>;
+  using T = std::remove_pointer_t<decltype(source.kept)>;
   using Sum = typename Source::Sum;
   constexpr int kW = Source::kWidth;
   const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
-  const int64_t count = min(tiles.channels, shape.channels - first);
-  const int64_t begin = split * tiles.span, end = min(shape.pixels, begin + tiles.span);
-  const auto put = [&](int64_t channel, Sum sum) { emit(first + channel, split, sum); };
+  const int count = int(min(tiles.channels, shape.channels - first));
+  const int64_t begin = split * tiles.span;
+  const int length = int(min(shape.pixels - begin, tiles.span));
+  const auto put = [&](int channel, Sum sum) { emit(first + channel, split, sum); };
   if constexpr (kChannelsLast) {
     Sum* const cells = reinterpret_cast<Sum*>(shared);
+    const Source tile = source.moved(begin * shape.channels + first);
     if (source.vectorised && count % kW == 0) {
-      sum_columns<kW>(source, begin, end, shape.channels, first, count, kColumnVectors, cells, put);
+      sum_columns<kW>(tile, length, shape.channels, count, kColumnVectors, cells, put);
     } else {
-      sum_columns<1>(source, begin, end, shape.channels, first, count, kColumnVectors * kW, cells, put);
+      sum_columns<1>(tile, length, shape.channels, count, kColumnVectors * kW, cells, put);
     }
-  } else if (tiles.staged) {
-    const int64_t bytes = (tiles.channels * shape.pixels + kW) * int64_t(sizeof(T));
-    const int64_t stride = (bytes + 15) / 16 * 16 / int64_t(sizeof(T));
-    T* const buffer = reinterpret_cast<T*>(shared);
-    Sum* const cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
-    const Source staged = source.keeping(buffer, stride, first * shape.pixels);
-    sum_range(staged, first * shape.pixels, (first + count) * shape.pixels, threadIdx.x, blockDim.x);
-    __syncthreads();
-    sum_planes(staged.resident(), 0, shape.pixels, shape.pixels, int(count), 1, tiles.lanes, cells, put);
   } else {
-    sum_planes(source, first * shape.pixels + begin, shape.pixels, end - begin, int(count), tiles.segments, tiles.lanes,
-               reinterpret_cast<Sum*>(shared), put);
+    Source walked = source.moved(first * shape.pixels + begin);
+    Sum* cells = reinterpret_cast<Sum*>(shared);
+    if (tiles.staged) {
+      const int64_t stride = copy_stride<T>(tiles.channels, shape.pixels);
+      T* const buffer = reinterpret_cast<T*>(shared);
+      walked = walked.keeping(buffer, stride);
+      sum_range(walked, count * length, threadIdx.x, blockDim.x);
+      __syncthreads();
+      walked = walked.resident();
+      cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
+    }
+    sum_planes(walked, shape.pixels, length, count, tiles.segments, tiles.lanes, cells, put);
   }
 }
 
@@ -132,18 +145,18 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_hidden(const ForwardA
     __syncthreads();
     Sum sums[kHiddenSamples] = {};
     if (row < shape.hidden) {
-      const auto multiply = [&](int64_t k, T weight) {
+      const auto multiply = [&](int k, const auto& loaded) {
 #pragma unroll
-        for (int s = 0; s < kHiddenSamples; ++s) sums[s] += widen(weight) * means[s][k];
+        for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) {
+#pragma unroll
+          for (int s = 0; s < kHiddenSamples; ++s) sums[s] += loaded.get(i) * means[s][k + i];
+        }
       };
+      const int channels = int(shape.channels);
       if (vectorised) {
-        strided(lane * kW, shape.channels, 32 * kW, [&](int64_t k) { return load<kW>(weights + k); },
-                [&](int64_t k, const auto& loaded) {
-#pragma unroll
-                  for (int i = 0; i < kW; ++i) multiply(k + i, loaded.values[i]);
-                });
+        strided<2>(lane * kW, channels, 32 * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
       } else {
-        strided(lane, shape.channels, 32, [&](int64_t k) { return weights[k]; }, multiply);
+        strided<2>(lane, channels, 32, [&](int k) { return load<1>(weights + k); }, multiply);
       }
     }
 #pragma unroll
@@ -183,19 +196,22 @@ __device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
 template <bool kChannelsLast, class Map, class Sum>
 __device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale, const Sum* shift) {
   constexpr int kW = Map::kWidth;
+  const int columns = int(range.count), rows = int(range.end - range.begin);  // or elements, of planes
   if constexpr (!kChannelsLast) {
-    map_planes(map, range.begin, range.end, shape.pixels, range.first, scale, shift);
-  } else if (map.vectorised && range.count % kW == 0) {
-    map_columns<kW>(map, range.begin, range.end, shape.channels, range.first, range.count, kColumnVectors, scale, shift);
+    map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels,
+               scale, shift);
+  } else if (map.vectorised && columns % kW == 0) {
+    map_columns<kW>(map.moved(range.begin * shape.channels + range.first), rows, shape.channels, columns,
+                    kColumnVectors, scale, shift);
   } else {
-    map_columns<1>(map, range.begin, range.end, shape.channels, range.first, range.count, kColumnVectors * kW, scale,
-                   shift);
+    map_columns<1>(map.moved(range.begin * shape.channels + range.first), rows, shape.channels, columns,
+                   kColumnVectors * kW, scale, shift);
   }
 }
 
 // y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
@@ -212,8 +228,8 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_scale(const ForwardAr
       __syncthreads();
     }
     if (a.fused_hidden) {
-      multiply_rows(a.parameters.reduce_weight, shape.channels, 0, shape.hidden, 0, shape.channels, input,
-                    [&](int64_t r, Sum sum) {
+      multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), input,
+                    [&](int r, Sum sum) {
                       const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
                       activated[r] = activate(u, shape.activation);
                       if (blockIdx.x == 0) saved[shape.channels + r] = u;
@@ -222,18 +238,19 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_scale(const ForwardAr
       input = activated;
     }
     const int64_t width = shape.hidden ? shape.hidden : shape.channels;
-    multiply_rows(a.parameters.expand_weight, width, range.first, range.first + range.count, 0, width, input,
-                  [&](int64_t c, Sum sum) {
+    multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
+                  [&](int j, Sum sum) {
+                    const int64_t c = range.first + j;
                     const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
-                    gates[c - range.first] = open_gate(v, shape.gate);
+                    gates[j] = open_gate(v, shape.gate);
                     // Saved by the block that has the channel's first pixel.
                     if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
-                      saved[shape.channels + shape.hidden + c] = gates[c - range.first];
+                      saved[shape.channels + shape.hidden + c] = gates[j];
                   });
     __syncthreads();
     const int64_t offset = n * shape.channels * shape.pixels;
     const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr, a.y + offset,
-                          shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised};
+                          nullptr, shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised};
     map_tile<kChannelsLast>(map, shape, range, gates, static_cast<const Sum*>(nullptr));
     __syncthreads();
   }
@@ -291,9 +308,9 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_hidden(const
     const GradLogits<T> grad_logits(a, n);
     const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
     if (first < shape.hidden)
-      multiply_columns(a.parameters.expand_weight, shape.hidden, shape.channels, first,
-                       min(width, shape.hidden - first), kHiddenGradVectors, grad_logits, cells,
-                       [&](int64_t j, Sum sum) {
+      multiply_columns(a.parameters.expand_weight + first, shape.hidden, int(shape.channels),
+                       int(min(width, shape.hidden - first)), kHiddenGradVectors, grad_logits, cells,
+                       [&](int j, Sum sum) {
                          a.grad_hidden[n * shape.hidden + first + j] =
                              sum * activation_derivative(u[first + j], shape.activation);
                        });
@@ -305,38 +322,23 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_hidden(const
 
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T> - 1)
+    squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
   Sum* const cells = shared;  // [threads * vector]
   Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
   Sum* const shift = scale + tiles.channels + 2;
-  Sum* const logits = shift + tiles.channels + 2;
-  Sum* const hidden = logits + shape.channels;  // these two with fused_hidden only
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
   for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
     const int64_t n = shape.samples - 1 - sample;
     const Sum* const saved = a.saved + n * shape.saved_columns();
-    const Sum* input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
-    if (a.grad_x && a.fused_hidden) {
-      const GradLogits<T> grad_logits(a, n);
-      for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
-        logits[c] = grad_logits[c];
-        if (blockIdx.x == 0) a.grad_logits[n * shape.channels + c] = logits[c];
-      }
-      __syncthreads();
-      multiply_columns(a.parameters.expand_weight, shape.hidden, shape.channels, 0, shape.hidden, kColumnVectors,
-                       static_cast<const Sum*>(logits), cells, [&](int64_t r, Sum sum) {
-                         hidden[r] = sum * activation_derivative(saved[shape.channels + r], shape.activation);
-                         if (blockIdx.x == 0) a.grad_hidden[n * shape.hidden + r] = hidden[r];
-                       });
-      input = hidden;
-    }
+    const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
     if (a.grad_x) {
       const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-      multiply_columns(weight, shape.channels, shape.hidden ? shape.hidden : shape.channels, range.first, range.count,
-                       kColumnVectors, input, cells, [&](int64_t j, Sum sum) {
+      multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
+                       int(range.count), kColumnVectors, input, cells, [&](int j, Sum sum) {
                          shift[j] = sum / Sum(shape.pixels);
                          scale[j] = saved[shape.channels + shape.hidden + range.first + j];
                        });
@@ -346,6 +348,7 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_map(const Ba
                          a.y ? a.y + offset : nullptr,
                          a.grad_x ? a.grad_x + offset : nullptr,
                          a.grad_residual ? a.grad_residual + offset : nullptr,
+                         nullptr,
                          a.output_reuse,
                          a.map_vectorised};
     const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
