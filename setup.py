@@ -70,7 +70,12 @@ if nvcc:
     os.environ["CUDA_HOME"] = toolkit_root(nvcc)  # torch guesses it from the PATH when it is imported
 
 import torch  # noqa: E402
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+from torch.utils.cpp_extension import (  # noqa: E402
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+    _get_cuda_arch_flags,
+)
 
 
 def cuda_obstacle() -> str:
@@ -88,6 +93,14 @@ def cuda_obstacle() -> str:
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/*/{pattern}"))
+
+
+def architectures() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST asks for, as "9.0", "9.0a" or "12.0+PTX"; it may also hold names, such as Hopper."""
+    found = []
+    for kind, number, suffix in re.findall(r"code=(sm|compute)_(\d+)([af]?)", " ".join(_get_cuda_arch_flags())):
+        found.append(f"{number[:-1]}.{number[-1]}{suffix}{'+PTX' if kind == 'compute' else ''}")
+    return found
 
 
 def extensions() -> tuple[list, dict]:
@@ -109,7 +122,7 @@ def extensions() -> tuple[list, dict]:
         sys.exit(f"attnkernels: ATTNKERNELS_CUDA=1, but the CUDA library cannot be built: {record['cuda_missing']}")
     if not record["cuda_missing"] and sources("*_cuda.cpp"):
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-        record["cuda_architectures"] = re.split(r"[; ,]+", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
+        record["cuda_architectures"] = architectures()
         record["nvcc"] = nvcc_version(nvcc)
         found.append(
             CUDAExtension(
@@ -135,14 +148,9 @@ class Build(BuildExtension):
                 RECORD["cuda_missing"] = f"the build failed: {str(error).splitlines()[0]}"
                 RECORD["cuda_architectures"] = []
         self.extensions = wanted
-        self.write_record()
 
     def run(self) -> None:
         super().run()
-        if not self.extensions:
-            self.write_record()
-
-    def write_record(self) -> None:
         folder = ROOT / "attnkernels" if self.inplace else Path(self.build_lib) / "attnkernels"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build.json").write_text(json.dumps(RECORD, indent=1) + "\n")

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -84,6 +85,15 @@ def triton_missing() -> str:
     return ""
 
 
+def _runs(architecture: str, major: int, minor: int) -> bool:
+    """Whether code built for "9.0", "9.0a" (that one only), "10.0f" (its family) or "9.0+PTX" runs on a GPU."""
+    built_major, built_minor, suffix, ptx = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture).groups()
+    built = int(built_major), int(built_minor)
+    if suffix == "a":
+        return built == (major, minor)
+    return (built[0] == major and built[1] <= minor) or (bool(ptx) and built <= (major, minor))
+
+
 @functools.cache
 def cuda_missing(device_index: int) -> str:
     """Why the CUDA library cannot run on that GPU; empty when it can."""
@@ -92,11 +102,8 @@ def cuda_missing(device_index: int) -> str:
     major, minor = torch.cuda.get_device_capability(device_index)
     built = _load.build_record().get("cuda_architectures", [])
     found = f"{major}.{minor}"
-    for architecture in built:
-        number, ptx = architecture.removesuffix("+PTX"), architecture.endswith("+PTX")
-        built_major, built_minor = (int(part) for part in number.split("."))
-        if (built_major == major and built_minor <= minor) or (ptx and (built_major, built_minor) <= (major, minor)):
-            return ""
+    if any(_runs(architecture, major, minor) for architecture in built):
+        return ""
     return (
         f"_C_cuda.so was built for {', '.join(built) or 'no architecture'}, this GPU is {found}; "
         f'rebuild with TORCH_CUDA_ARCH_LIST="{found}", or use the triton backend'

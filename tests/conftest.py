@@ -1,27 +1,14 @@
-"""Which backends this machine can test, and on which device."""
+"""The CUDA kernels on the host, where they were built; one thread for every test."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-import attnkernels
-from attnkernels import _load
 from attnkernels.testing import emulation
 
 if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
     emulation.load()
-
-
-def walls() -> list[tuple[str, str]]:
-    """(backend, device) of every fused wall that can run here."""
-    found = []
-    if _load.is_loaded("cpu"):
-        found.append(("cpu", "cpu"))
-    if _load.is_loaded("emulated"):
-        found.append(("emulated", "cpu"))
-    found += [(wall, "cuda") for wall in attnkernels.available_backends() if wall in ("cuda", "triton")]
-    return found
 
 
 @pytest.fixture(autouse=True)

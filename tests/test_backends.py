@@ -83,11 +83,21 @@ def test_architectures_that_the_library_was_not_built_for(monkeypatch):
             assert f"this GPU is {capability[0]}.{capability[1]}" in reason
             assert "TORCH_CUDA_ARCH_LIST" in reason
             assert "8.0, 9.0" in reason
-    monkeypatch.setattr(backends._load, "build_record", lambda: {"cuda_architectures": ["9.0+PTX"]})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
     backends.cuda_missing.cache_clear()
-    assert backends.cuda_missing(0) == ""
-    backends.cuda_missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("built", "runs_on", "fails_on"),
+    [
+        ("8.0", [(8, 0), (8, 6)], [(7, 5), (9, 0)]),
+        ("9.0a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("10.0f", [(10, 0), (10, 3)], [(12, 0)]),
+        ("9.0+PTX", [(9, 0), (12, 0)], [(8, 9)]),
+    ],
+)
+def test_what_an_architecture_runs_on(built, runs_on, fails_on):
+    assert all(backends._runs(built, *capability) for capability in runs_on)
+    assert not any(backends._runs(built, *capability) for capability in fails_on)
 
 
 def test_info_as_text_and_as_json(capsys):

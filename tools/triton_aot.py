@@ -81,12 +81,12 @@ def figures(compiled: Any) -> dict[str, int]:
         file.flush()
         usage = _tool_output("cuobjdump", "-res-usage", file.name)
         instructions = _tool_output("nvdisasm", file.name)
-    registers, stack, shared, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage).groups())
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
-        "registers": registers,
-        # ptxas reports its reserved 1 KiB too; what the launch asks for is Triton's figure.
+        "registers": found["REG"],
+        # Dynamic: cuobjdump knows only what is static.
         "shared_bytes": compiled.metadata.shared,
-        "spill_bytes": stack + local,
+        "spill_bytes": found["STACK"] + found["LOCAL"],
         "load_bits": _widest(instructions, "LDG"),
         "store_bits": _widest(instructions, "STG"),
     }
@@ -106,13 +106,21 @@ def _widest(instructions: str, opcode: str) -> int:
     return widest
 
 
-def rows(room: str, architectures: tuple[int, ...] = ARCHITECTURES, dtypes: tuple[str, ...] = tuple(DTYPES)) -> Iterator[dict]:
+def rows(
+    room: str, architectures: tuple[int, ...] = ARCHITECTURES, dtypes: tuple[str, ...] = tuple(DTYPES)
+) -> Iterator[dict]:
     """One row for each kernel, dtype and architecture."""
     for dtype in dtypes:
         for kernel, (launch, arguments) in recorded(room, DTYPES[dtype][0]).items():
             for architecture in architectures:
                 found = figures(compile_launch(launch, arguments, architecture))
-                yield {"kernel": kernel, "wall": "triton", "arch": f"sm_{architecture}", "dtype": dtype, "figures": found}
+                yield {
+                    "kernel": kernel,
+                    "wall": "triton",
+                    "arch": f"sm_{architecture}",
+                    "dtype": dtype,
+                    "figures": found,
+                }
 
 
 if __name__ == "__main__":

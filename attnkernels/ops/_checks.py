@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -40,7 +41,14 @@ def feature_map(op: str, argument: str, value: Any, rank: int = 4) -> None:
 
 
 def alike(op: str, argument: str, value: Any, like: Tensor, like_name: str = "x") -> None:
-    """Raise unless `value` is a tensor with the dtype and device of `like`."""
+    """Raise unless `value` is a tensor with the dtype and device of `like`, which has been checked."""
+    if (  # the usual case at once: this runs for every argument of every call
+        isinstance(value, Tensor)
+        and value.dtype is like.dtype
+        and value.layout is torch.strided
+        and ((value.is_cpu and like.is_cpu) or value.device == like.device)
+    ):
+        return
     tensor(op, argument, value)
     if value.dtype != like.dtype:
         fail(op, argument, f"dtype {like.dtype} as {like_name}", str(value.dtype), TypeError)
@@ -50,11 +58,11 @@ def alike(op: str, argument: str, value: Any, like: Tensor, like_name: str = "x"
 
 def shape(op: str, argument: str, value: Tensor, *allowed: tuple[int, ...]) -> None:
     """Raise unless the shape of `value` is one of `allowed`."""
-    if tuple(value.shape) not in allowed:
+    if value.shape not in allowed:
         fail(op, argument, "shape " + " or ".join(str(list(s)) for s in allowed), describe(value))
 
 
-def choice(op: str, argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def choice(op: str, argument: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise unless `value` is one of `allowed`."""
     if value not in allowed:
         fail(op, argument, " or ".join(repr(a) for a in allowed), describe(value))

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from .. import _load
 
 _NAMESPACE = {
     "cpu": "attnkernels",
@@ -42,7 +41,7 @@ def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> Non
         torch.library.register_fake(qualified, fake)
     launcher = _imported_at_first_call(triton)
     torch.library.impl(f"attnkernels_triton::{name}", "CUDA", launcher)
-    if not _load.is_loaded("cuda"):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{name}", "CUDA"):
         torch.library.impl(f"attnkernels::{name}", "CUDA", launcher)
     for wall, namespace in _NAMESPACE.items():
         _overloads[wall, name] = getattr(getattr(torch.ops, namespace), name).default

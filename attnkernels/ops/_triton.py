@@ -20,8 +20,8 @@ _FEWEST_VALUES = 512
 # Eight programs for each of an H100's 132 multiprocessors hide the latency of memory. A constant, not the device's own
 # number: the order of partial sums, so the bits of a result, must not depend on the device.
 _PROGRAMS = 1024
-# Contiguous values of one row of a tile: 512 pixels waste 2-12% on 56x56 and 112x112 maps; 64 channels of a 16-bit dtype
-# are one cache line of 128 bytes.
+# Contiguous values of one row of a tile: 512 pixels waste 2-12% on 56x56 and 112x112 maps; 64 channels of a 16-bit
+# dtype are one cache line of 128 bytes.
 _PIXELS_IN_ROW, _CHANNELS_IN_ROW = 512, 64
 
 

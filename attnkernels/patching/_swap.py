@@ -82,7 +82,7 @@ def stock_class(cls: type) -> type:
 
 def _recreate(original: type[nn.Module], backend: str) -> nn.Module:
     """An instance without state, swapped where an adapter still recognises the class (unpickling)."""
-    from ._registry import ADAPTERS
+    from ._registry import ADAPTERS  # the adapters import this file
 
     adapter, obstacle = find_adapter(original, ADAPTERS)
     cls = original if adapter is None or obstacle else swapped_class(original, adapter, backend)

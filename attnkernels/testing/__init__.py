@@ -2,8 +2,10 @@
 
 from ._accuracy import TOLERANCES, Tolerance, assert_close_to_float64, uninitialized_is_nan
 from ._cases import CASES, DTYPES, LAYOUTS, OpCase, cases, gradients, in_float64, map_tensors, run, tensors_of
+from ._check import check_against_float64
+from ._walls import walls
 
 __all__ = [
-    "CASES", "DTYPES", "LAYOUTS", "TOLERANCES", "OpCase", "Tolerance", "assert_close_to_float64", "cases", "gradients",
-    "in_float64", "map_tensors", "run", "tensors_of", "uninitialized_is_nan",
+    "CASES", "DTYPES", "LAYOUTS", "TOLERANCES", "OpCase", "Tolerance", "assert_close_to_float64", "cases",
+    "check_against_float64", "gradients",    "in_float64", "map_tensors", "run", "tensors_of", "uninitialized_is_nan", "walls",
 ]  # fmt: skip

@@ -47,12 +47,21 @@ class OpCase:
         name: what is particular about it.
         arguments: maps a Maker to `(args, kwargs)`.
         small: quick enough for the host emulation and for numerical gradients.
+        through_output: the tensor arguments whose gradient is computed from the stored output (see `_accuracy`).
+        products: whether the op multiplies matrices, whose operands are rounded on tensor cores (see `_accuracy`).
     """
 
     op: str
     name: str
     arguments: Callable[[Maker], tuple[tuple, dict]]
     small: bool = True
+    through_output: tuple[int, ...] = ()
+    products: bool = False
+
+    def rounded_inside(self, wall: str, dtype: torch.dtype, argument: int | None = None) -> bool:
+        """Whether a wall rounds on the way to the output or, if one is named, to an argument's gradient."""
+        tensor_cores = self.products and wall != "cpu" and dtype.itemsize == 2
+        return tensor_cores or argument in self.through_output
 
     def make(
         self, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous", seed: int = 0

@@ -1,11 +1,11 @@
 """The CUDA kernels on the host: builds the emulated library, loads it, and controls it (docs/emulation.md).
 
-    from attnkernels.testing import emulation
+from attnkernels.testing import emulation
 
-    bench = emulation.load()                  # backend "emulated" now takes CPU tensors
-    with bench.device(major=7, minor=5), bench.launches() as launches:
-        attnkernels.squeeze_excite(..., backend="emulated")
-    assert [launch.kernel for launch in launches] == [...]
+bench = emulation.load()                  # backend "emulated" now takes CPU tensors
+with bench.device(major=7, minor=5), bench.launches() as launches:
+    attnkernels.squeeze_excite(..., backend="emulated")
+assert [launch.kernel for launch in launches] == [...]
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 
 // The CUDA bindings register for CUDA tensors, or, built against the host emulation, for CPU tensors in a namespace of
@@ -36,13 +37,22 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// torch's own macro for this is younger than the oldest torch that we support.
+inline void check_call(AOTITorchError error, const char* call) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, call, " failed");
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {  // the arrays of sizes have no == before torch 2.14
+  return std::ranges::equal(a.sizes(), b.sizes());
+}
+
 // x itself where it is dense in the wanted order, a copy otherwise.
 inline Tensor as_layout(const Tensor& x, bool channels_last) {
   if (channels_last ? (is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1)))
                     : x.is_contiguous())
     return x;
-  return torch::stable::contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                    : torch::headeronly::MemoryFormat::Contiguous);
+  return torch::stable::contiguous(
+      x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
@@ -53,8 +63,9 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
 // An uninitialised tensor on the device of `like`.
 inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
                        bool channels_last = false) {
-  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+  return torch::stable::empty(
+      shape, dtype, std::nullopt, like.device(), std::nullopt,
+      channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
 }
 
 // The dtype in which sums are held: double for double, float for everything else.

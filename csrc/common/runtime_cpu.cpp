@@ -1,10 +1,25 @@
-// Which instruction-set level the CPU kernels run at: attnkernels::simd_level() and attnkernels::set_simd_level(level).
+// What the CPU kernels run with: attnkernels::simd_level() and attnkernels::set_simd_level(level), the instruction-set
+// level; attnkernels::fill_new_memory(wanted), for tests.
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "common/binding.h"
+#include "common/cpu_work.h"
 #include "common/simd.h"
+
+namespace attnkernels::cpu {
+static std::atomic<bool> filling{false};
+
+static void fill_new_memory(bool wanted) { filling = wanted; }
+
+void fill_if_asked(Tensor& x) {
+  if (!filling.load(std::memory_order_relaxed)) return;
+  memset(x.mutable_data_ptr(), 0xff, x.numel() * x.element_size());  // a NaN in every floating-point format
+}
+
+}  // namespace attnkernels::cpu
 
 namespace attnkernels::simd {
 namespace {
@@ -57,11 +72,13 @@ Level level() {
 STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) {
   m.def("simd_level() -> str");
   m.def("set_simd_level(str level) -> ()");
+  m.def("fill_new_memory(bool wanted) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));
   m.impl("set_simd_level", TORCH_BOX(&set_simd_level));
+  m.impl("fill_new_memory", TORCH_BOX(&cpu::fill_new_memory));
 }
 
 }  // namespace attnkernels::simd

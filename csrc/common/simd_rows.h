@@ -33,27 +33,36 @@ SIMD_INLINE Accumulator<T> row_reduce(int64_t count, Add add) {
   return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// sums[c] += over 0 <= r < rows the terms that `add(sum, r * columns + c, read)` adds
+// sums[c] += over 0 <= r < rows the terms that `add(sum, r, c, read)` adds
+//
+// Row by row, in the order of memory: interleaving the rows of one page halves the speed, the prefetchers lose track
+// (8 rows at a time 10 GB/s at 128 columns of float, one at a time 19, a plain sum of the same memory 22).
 template <class T, class Add>
 SIMD_INLINE void columns_reduce(Accumulator<T>* sums, int64_t rows, int64_t columns, Add add) {
   constexpr int64_t kStep = kLanes<T>;
-  constexpr int64_t kRows = 8;  // each a sequential stream for the prefetcher; the sums stay in L1 between blocks
-  const auto block = [&]<int64_t kCount>(int64_t row, std::integral_constant<int64_t, kCount>) {
-    const auto column = [&](Vec<T> sum, int64_t c, auto read) {
-      Vec<T> chains[2] = {sum, Vec<T>{}};
-      for (int64_t r = 0; r < kCount; ++r) chains[r % 2] = add(chains[r % 2], (row + r) * columns + c, read);
-      return chains[0] + chains[1];
-    };
-    int64_t c = 0;
-    for (; c + kStep <= columns; c += kStep) store(sums + c, column(load(sums + c), c, ReadAll{}));
-    if (c < columns) {
-      const int64_t count = columns - c;
-      store_partial(sums + c, column(load_partial(sums + c, count), c, ReadPartial{count}), count);
+  constexpr int64_t kColumns = 1024, kRows = 64;  // partial sums in L1; rounding errors grow with kRows + rows / kRows
+  alignas(64) Accumulator<T> partial[kColumns];
+  for (int64_t first = 0; first < columns; first += kColumns) {
+    const int64_t count = columns - first < kColumns ? columns - first : kColumns;
+    for (int64_t row = 0; row < rows; row += kRows) {
+      const int64_t last_row = rows - row < kRows ? rows : row + kRows;
+      for (int64_t c = 0; c < count; ++c) partial[c] = 0;
+      for (int64_t r = row; r < last_row; ++r) {
+        int64_t c = 0;
+        for (; c + 4 * kStep <= count; c += 4 * kStep) {
+          Vec<T> sum[4];
+          for (int i = 0; i < 4; ++i) sum[i] = add(load(partial + c + i * kStep), r, first + c + i * kStep, ReadAll{});
+          for (int i = 0; i < 4; ++i) store(partial + c + i * kStep, sum[i]);
+        }
+        for (; c + kStep <= count; c += kStep) store(partial + c, add(load(partial + c), r, first + c, ReadAll{}));
+        if (c < count) {
+          const int64_t lanes = count - c;
+          store_partial(partial + c, add(load_partial(partial + c, lanes), r, first + c, ReadPartial{lanes}), lanes);
+        }
+      }
+      for (int64_t c = 0; c < count; ++c) sums[first + c] += partial[c];
     }
-  };
-  int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) block(row, std::integral_constant<int64_t, kRows>{});
-  for (; row < rows; ++row) block(row, std::integral_constant<int64_t, 1>{});
+  }
 }
 
 // y[i] = value(i, read) for 0 <= i < count

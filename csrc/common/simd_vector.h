@@ -26,7 +26,7 @@ using Vec = std::conditional_t<std::is_same_v<T, double>, Double, Float>;
 
 template <class T>
 SIMD_INLINE Vec<T> broadcast(Accumulator<T> value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // not +, which would change -0 and so cost an instruction
 }
 
 // ---- arithmetic that the language's operators do not give
@@ -138,7 +138,9 @@ SIMD_INLINE Uint32 widen(Uint16 v) {
 // The upper halves of the lanes.
 SIMD_INLINE Uint16 upper_halves(Uint32 v) {
 #if SIMD_LEVEL_NUMBER == 2
-  return Uint16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(__m512i(v), 16)));
+  const __m512i odd_words = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015, 0x130011, 0xf000d,
+                                             0xb0009, 0x70005, 0x30001);
+  return Uint16(_mm512_castsi512_si256(_mm512_permutexvar_epi16(odd_words, __m512i(v))));
 #elif SIMD_LEVEL_NUMBER == 1
   const __m256i high = _mm256_srai_epi32(__m256i(v), 16);
   const __m256i packed =
@@ -155,12 +157,28 @@ SIMD_INLINE Uint16 upper_halves(Uint32 v) {
 #endif
 }
 
-SIMD_INLINE Float to_float(Uint16 v, BFloat16) { return Float(widen(v) << 16); }
+SIMD_INLINE Float to_float(Uint16 v, BFloat16) {
+#if SIMD_LEVEL_NUMBER == 2  // one permutation that fills the lower halves with zeros
+  const __m512i word = _mm512_set_epi32(0xf0000, 0xe0000, 0xd0000, 0xc0000, 0xb0000, 0xa0000, 0x90000, 0x80000, 0x70000,
+                                        0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
+  return Float(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, word, _mm512_zextsi256_si512(__m256i(v))));
+#else
+  return Float(widen(v) << 16);
+#endif
+}
 
 SIMD_INLINE Uint16 from_float(Float v, BFloat16) {
+#if SIMD_LEVEL_NUMBER == 2  // the same in fewer instructions: NaN made one with an even, short payload, a masked carry
+  const __m512i nan_to_indefinite = _mm512_set1_epi32(0x11111133);
+  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(__m512(v), __m512(v), nan_to_indefinite, 0));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  return upper_halves(Uint32(_mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1))));
+#else
   const Uint32 bits = Uint32(v);
   const Uint32 nearest_even = bits + 0x7fff + ((bits >> 16) & 1);
   return upper_halves(v == v ? nearest_even : bits | 0x400000);  // a NaN's payload must not round to infinity
+#endif
 }
 
 SIMD_INLINE Float to_float(Uint16 v, Half) {

@@ -56,7 +56,7 @@ void check_vector(const char* name, const Optional& bias, const Tensor& x, int64
                   "squeeze_excite: ", name, ": expected ", length, " numbers of x's dtype on the CPU");
 }
 void check_map(const char* name, const Tensor& map, const Tensor& x) {
-  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && map.sizes() == x.sizes(),
+  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && same_shape(map, x),
                   "squeeze_excite: ", name, ": expected shape, dtype and device of x");
 }
 
@@ -64,7 +64,8 @@ void check_map(const char* name, const Tensor& map, const Tensor& x) {
 struct Call {
   Call(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias, const Tensor& expand_weight,
        const Optional& expand_bias, int64_t activation, int64_t gate, int64_t output_activation)
-      : single_layer(!reduce_weight),
+      : channels_last(is_channels_last(x)),
+        single_layer(!reduce_weight),
         reduce_weight(attnkernels::contiguous(reduce_weight)),
         reduce_bias(attnkernels::contiguous(reduce_bias)),
         expand_weight(attnkernels::contiguous(expand_weight)),
@@ -83,7 +84,7 @@ struct Call {
              .channels = channels,
              .hidden = hidden,
              .pixels = pixels,
-             .channels_last = is_channels_last(x),
+             .channels_last = channels_last || pixels == 1,  // one pixel: vectors of channels in either layout
              .activation = Activation(activation),
              .gate = Gate(gate),
              .output_activation = OutputActivation(output_activation)};
@@ -94,6 +95,7 @@ struct Call {
     return {input<T>(reduce_weight), input<T>(reduce_bias), input<T>(expand_weight), input<T>(expand_bias)};
   }
 
+  bool channels_last;  // of the results
   bool single_layer;
   Optional reduce_weight, reduce_bias;
   Tensor expand_weight;
@@ -106,14 +108,16 @@ struct Call {
 // How a call is divided: groups of samples that fit the cache go to the threads whole (the weights are read once per
 // group); a few large samples are each shared by all threads.
 struct Plan {
-  Plan(const Shape& shape, int64_t sample_bytes, int64_t passes_bytes) {
-    threads = cpu::threads_for(shape.samples * passes_bytes);
+  Plan(const Shape& shape, int64_t sample_bytes, int64_t weight_bytes) {
+    threads = cpu::threads_for(shape.samples * sample_bytes);
     // Uneven shares are worse than a barrier per pass.
     shared = threads > 1 && (shape.samples < threads || (shape.samples % threads && shape.samples < 4 * threads));
+    // The weights are read once per group, a tile of the layers takes 4 samples: where the weights are no small part
+    // of the traffic, that is worth more than a group that stays in the L2.
+    const int64_t fitting = cpu::cache_bytes() / std::max<int64_t>(sample_bytes, 1);
+    const int64_t wanted = 4 * weight_bytes >= sample_bytes ? std::max<int64_t>(fitting, 8) : fitting;
     const int64_t share = (shape.samples + threads - 1) / threads;
-    group = shared ? 1
-                   : std::clamp<int64_t>(cpu::cache_bytes() / std::max<int64_t>(sample_bytes, 1), 1,
-                                         std::max<int64_t>(share, 1));
+    group = shared ? 1 : std::max<int64_t>(1, std::min(wanted, share));
     groups = (shape.samples + group - 1) / group;
   }
   int64_t threads, group, groups;
@@ -149,6 +153,11 @@ void for_groups(const Plan& plan, int64_t samples, const Group& group) {
   });
 }
 
+template <class T, class Direction>
+int64_t weight_bytes(const Direction& d) {
+  return (d.single_layer ? d.shape.channels : 2 * d.shape.hidden) * d.shape.channels * int64_t(sizeof(T));
+}
+
 template <class T>
 void run(const Forward<T>& f) {
   using A = Accumulator<T>;
@@ -156,7 +165,7 @@ void run(const Forward<T>& f) {
   const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
   const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
   const int64_t sample_bytes = shape.channels * shape.pixels * sizeof(T);
-  for_groups(Plan(shape, sample_bytes, 3 * sample_bytes), shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
+  for_groups(Plan(shape, sample_bytes, weight_bytes<T>(f)), shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
     std::vector<A> partial;
     for (int64_t n = n0; n < n1; ++n) {
       A* means = f.saved.means(n);
@@ -183,7 +192,7 @@ void run(const Backward<T>& b, int needs) {
   const int64_t map_bytes = shape.channels * shape.pixels * sizeof(T);
   const bool gradients = needs & (kNeedsX | kNeedsWeights);
   // x passes through the cache between the two uses of grad_y and y.
-  const Plan plan(shape, map_bytes * (b.y ? 3 : 2), map_bytes * 4);
+  const Plan plan(shape, map_bytes * (b.y ? 3 : 2), weight_bytes<T>(b));
   for_groups(plan, shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
     std::vector<A> partial;
     if (gradients) {
@@ -213,23 +222,23 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weigh
   const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   const Shape& shape = call.shape;
   if (residual) check_map("residual", *residual, x);
-  const Tensor dense_x = as_layout(x, shape.channels_last);
-  const Optional dense_residual = residual ? Optional(as_layout(*residual, shape.channels_last)) : std::nullopt;
+  const Tensor dense_x = as_layout(x, call.channels_last);
+  const Optional dense_residual = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
   const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
-  Tensor y = allocate(x.sizes(), dtype, x, shape.channels_last);
-  Tensor saved = allocate({shape.samples, shape.saved_columns()}, sums, x);
-  Tensor hidden = allocate({shape.samples, shape.hidden}, sums, x);
+  Tensor y = cpu::allocate(x.sizes(), dtype, call.channels_last);
+  Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, sums);
   dispatch(dtype, [&]<class T>(T) {
     using A = Accumulator<T>;
+    std::vector<A> hidden(shape.samples * shape.hidden);
     run(Forward<T>{.shape = shape,
                    .single_layer = call.single_layer,
-                   .stream = y.numel() * int64_t(sizeof(T)) >= cpu::kStreamBytes,
+                   .stream = y.numel() * int64_t(sizeof(T)) >= cpu::stream_bytes(),
                    .parameters = call.parameters<T>(),
                    .x = input<T>(dense_x),
                    .residual = input<T>(dense_residual),
                    .y = output<T>(y),
                    .saved = {output<A>(saved), shape.channels, shape.hidden},
-                   .hidden = output<A>(hidden)});
+                   .hidden = hidden.data()});
   });
   return {std::move(y), std::move(saved)};
 }
@@ -249,27 +258,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
       saved.scalar_type() == sums && saved.is_cpu() && saved.numel() == shape.samples * shape.saved_columns(),
       "squeeze_excite: saved: expected ", shape.samples, " x ", shape.saved_columns(), " numbers on the CPU");
   STD_TORCH_CHECK(!(needs & kNeedsResidual) || relu, "squeeze_excite: needs: grad_residual is grad_y without a ReLU");
-  const Tensor dense_grad = as_layout(grad_y, shape.channels_last), dense_x = as_layout(x, shape.channels_last);
-  const Optional dense_y = relu ? Optional(as_layout(*y, shape.channels_last)) : std::nullopt;
+  const Tensor dense_grad = as_layout(grad_y, call.channels_last), dense_x = as_layout(x, call.channels_last);
+  const Optional dense_y = relu ? Optional(as_layout(*y, call.channels_last)) : std::nullopt;
   const Tensor dense_saved = attnkernels::contiguous(saved);
 
   const auto map = [&](bool wanted) -> Optional {
-    return wanted ? Optional(allocate(x.sizes(), dtype, x, shape.channels_last)) : std::nullopt;
+    return wanted ? Optional(cpu::allocate(x.sizes(), dtype, call.channels_last)) : std::nullopt;
   };
   const auto parameter = [&](const Optional& like) -> Optional {
-    return like && (needs & kNeedsWeights) ? Optional(allocate(like->sizes(), dtype, x)) : std::nullopt;
+    return like && (needs & kNeedsWeights) ? Optional(cpu::allocate(like->sizes(), dtype)) : std::nullopt;
   };
   Optional grad_x = map(needs & kNeedsX), grad_residual = map(needs & kNeedsResidual);
   Optional grads[] = {parameter(reduce_weight), parameter(reduce_bias), parameter(expand_weight),
                       parameter(expand_bias)};
-  const Tensor scratch = allocate({shape.samples, 2 * (shape.hidden + shape.channels)}, sums, x);
   dispatch(dtype, [&]<class T>(T) {
     using A = Accumulator<T>;
-    A* part = static_cast<A*>(scratch.mutable_data_ptr());
+    std::vector<A> scratch(shape.samples * 2 * (shape.hidden + shape.channels));
+    A* part = scratch.data();
     const int64_t of_hidden = shape.samples * shape.hidden, of_channels = shape.samples * shape.channels;
     run(Backward<T>{.shape = shape,
                     .single_layer = call.single_layer,
-                    .stream = x.numel() * int64_t(sizeof(T)) >= cpu::kStreamBytes,
+                    .stream = x.numel() * int64_t(sizeof(T)) >= cpu::stream_bytes(),
                     .parameters = call.parameters<T>(),
                     .grad_y = input<T>(dense_grad),
                     .x = input<T>(dense_x),
@@ -287,7 +296,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
                     .grad_means = part + 2 * of_hidden + of_channels},
         int(needs));
   });
-  const auto result = [&](Optional& wanted) { return wanted ? std::move(*wanted) : allocate({0}, dtype, x); };
+  const auto result = [&](Optional& wanted) { return wanted ? std::move(*wanted) : cpu::allocate({0}, dtype); };
   return {result(grad_x),   result(grad_residual), result(grads[0]),
           result(grads[1]), result(grads[2]),      result(grads[3])};
 }

@@ -35,7 +35,7 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, int64
 }
 void check_map(const char* name, const Tensor& tensor, const Tensor& x) {
   check_tensor(name, tensor, x, x.numel());
-  STD_TORCH_CHECK(tensor.sizes() == x.sizes(), "squeeze_excite: ", name, ": expected the shape of x");
+  STD_TORCH_CHECK(same_shape(tensor, x), "squeeze_excite: ", name, ": expected the shape of x");
 }
 
 struct Call {
@@ -92,7 +92,7 @@ void* current_stream(const Tensor&) { return nullptr; }
 using torch::stable::accelerator::DeviceGuard;
 void* current_stream(const Tensor& x) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  check_call(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream), "aoti_torch_get_current_cuda_stream");
   return stream;
 }
 #endif

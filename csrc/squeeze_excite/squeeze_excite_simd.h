@@ -11,9 +11,9 @@ template <class T, class Add>
 SIMD_INLINE void pool_units(const Shape& shape, int64_t first, int64_t last, Accumulator<T>* sums, Add add) {
   if (shape.channels_last) {
     for (int64_t c = 0; c < shape.channels; ++c) sums[c] = 0;
-    const int64_t base = first * shape.channels;
-    columns_reduce<T>(sums, last - first, shape.channels,
-                      [&](Vec<T> sum, int64_t i, auto read) { return add(sum, base + i, read); });
+    columns_reduce<T>(sums, last - first, shape.channels, [&](Vec<T> sum, int64_t p, int64_t c, auto read) {
+      return add(sum, (first + p) * shape.channels + c, read);
+    });
   } else {
     for (int64_t c = first; c < last; ++c) {
       const int64_t base = c * shape.pixels;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import walls
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,14 +37,16 @@ def calls(draw, largest):
     return (x, *weights), kwargs
 
 
-@pytest.mark.parametrize(("wall", "device"), walls())
+@pytest.mark.parametrize(("wall", "device"), testing.walls())
 def test_squeeze_excite(wall, device):
     @given(calls(largest=20 if wall == "emulated" else 70))
     def check(call):
         args, kwargs = testing.map_tensors(call, lambda x: x.to(device))
         output, grads, grad_output = testing.gradients("squeeze_excite", args, kwargs, wall)
         args64, kwargs64 = testing.in_float64((args, kwargs))
-        want, want_grads, _ = testing.gradients("squeeze_excite", args64, kwargs64, "reference", grad_output.cpu().double())
+        want, want_grads, _ = testing.gradients(
+            "squeeze_excite", args64, kwargs64, "reference", grad_output.cpu().double()
+        )
         testing.assert_close_to_float64(output, want, "output")
         for i, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
             testing.assert_close_to_float64(grad, want_grad, f"gradient of tensor argument {i}")

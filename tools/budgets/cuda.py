@@ -15,6 +15,7 @@ from attnkernels.testing.emulation import short_name
 from tools import cuda_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARY = ROOT / "attnkernels" / "_C_cuda.so"
 COMPILER = "nvcc"
 ARCHITECTURES = ("75", "80", "90", "100", "120")  # 86 and 89 run what 80 runs, with fewer threads
 # As setup.py compiles them.
@@ -76,6 +77,9 @@ def rows(room: str, quick: bool = False) -> Iterator[dict]:
     """One row a kernel and architecture; only sm_90 when `quick`."""
     architectures = ("90",) if quick else ARCHITECTURES
     with tempfile.TemporaryDirectory() as folder:
+        if _library_is_current(room):
+            yield from _rows_of_library(room, architectures, Path(folder))
+            return
         jobs = [
             (source, architecture, Path(folder) / f"{source.stem}.{architecture}.cubin")
             for source in sorted(ROOT.glob(f"csrc/{room}/*.cu"))
@@ -87,6 +91,20 @@ def rows(room: str, quick: bool = False) -> Iterator[dict]:
             yield from rows_of_cubin(cubin, architecture)
 
 
+def _library_is_current(room: str) -> bool:
+    sources = [path for folder in (room, "common") for path in (ROOT / "csrc" / folder).iterdir()]
+    return LIBRARY.exists() and LIBRARY.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+
+
+def _rows_of_library(room: str, architectures: tuple[str, ...], folder: Path) -> Iterator[dict]:
+    """The rows of the kernels in namespace attnkernels::<room>, for those of the architectures that were built."""
+    subprocess.run([cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True)
+    for cubin in sorted(folder.glob("*.cubin")):
+        architecture = cubin.suffixes[-2].removeprefix(".sm_")
+        if architecture in architectures:
+            yield from rows_of_cubin(cubin, architecture, f"attnkernels::{room}::")
+
+
 def _compile(source: Path, architecture: str, cubin: Path) -> None:
     command = [cuda_toolkit.nvcc(), *NVCC_FLAGS, "-I", ROOT / "csrc", f"-arch=sm_{architecture}", "--cubin", source]
     done = subprocess.run([*command, "-o", cubin], capture_output=True, text=True)
@@ -94,14 +112,16 @@ def _compile(source: Path, architecture: str, cubin: Path) -> None:
         raise RuntimeError(f"nvcc failed on {source}:\n{done.stderr}")
 
 
-def rows_of_cubin(cubin: Path, architecture: str) -> Iterator[dict]:
-    """One row for each kernel of a cubin."""
+def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterator[dict]:
+    """One row for each kernel of a cubin whose full name contains `namespace`."""
     usage = _output("cuobjdump", "-res-usage", cubin)
     block_sizes = _block_sizes(_output("cuobjdump", "-elf", cubin))
     widths = _widths(_output("nvdisasm", cubin))
     found = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     names = subprocess.run(["c++filt"], input="\n".join(name for name, *_ in found), capture_output=True, text=True, check=True)
     for (mangled, *numbers), demangled in zip(found, names.stdout.splitlines(), strict=True):
+        if namespace not in demangled:
+            continue
         registers, stack, shared, local = map(int, numbers)
         threads = block_sizes.get(mangled, 1024)  # what ptxas assumes of a kernel without __launch_bounds__
         load_bits, store_bits = widths[mangled]

@@ -59,7 +59,7 @@ def squeeze_excite(
         wall = "reference"
     else:
         wall = None
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
         reduce_weight, reduce_bias, expand_weight, expand_bias = (
             value.to(x.dtype) if isinstance(value, Tensor) else value
             for value in (reduce_weight, reduce_bias, expand_weight, expand_bias)
@@ -112,12 +112,12 @@ def _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activat
         _checks.shape(_OP, "expand_bias", expand_bias, (channels,))
     if residual is not None:
         _checks.alike(_OP, "residual", residual, x)
-        _checks.shape(_OP, "residual", residual, tuple(x.shape))
+        _checks.shape(_OP, "residual", residual, x.shape)
     if not callable(activation):
-        _checks.choice(_OP, "activation", activation, tuple(contract.ACTIVATION))
+        _checks.choice(_OP, "activation", activation, contract.ACTIVATION)
     if not callable(gate):
-        _checks.choice(_OP, "gate", gate, tuple(contract.GATE))
-    _checks.choice(_OP, "output_activation", output_activation, tuple(contract.OUTPUT_ACTIVATION))
+        _checks.choice(_OP, "gate", gate, contract.GATE)
+    _checks.choice(_OP, "output_activation", output_activation, contract.OUTPUT_ACTIVATION)
 
 
 def _plan(x, *weights, activation="relu", gate="sigmoid", residual=None, output_activation=None):

@@ -175,7 +175,7 @@ def _plan_backward(call: Call, needs: int) -> Backward:
         reduce_tiles,
         Launch(
             kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.aligned,
-            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS,
+            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS, warps=8,
         ),
         Launch(kernels.squeeze_excite_input_grads, grid, keep=call.aligned, **constants),
     )  # fmt: skip
@@ -276,7 +276,18 @@ def squeeze_excite_backward(
     reduce_weight, expand_weight = _contiguous(reduce_weight), _contiguous(expand_weight)
     saved = _contiguous(saved)
     call = _call(
-        x, layout, reduce_weight, activation, gate, output_activation, reduce_bias, expand_weight, expand_bias, y, grad_y, saved
+        x,
+        layout,
+        reduce_weight,
+        activation,
+        gate,
+        output_activation,
+        reduce_bias,
+        expand_weight,
+        expand_bias,
+        y,
+        grad_y,
+        saved,
     )
     plan = _plan_backward(call, needs)
     samples, channels, pixels, hidden = call.samples, call.channels, call.pixels, call.hidden_width

@@ -68,7 +68,7 @@ def _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks):
     return total
 
 
-# sums[k, n, c] = sum of x[n, c, p] over chunk k of the pixels, or of dz x where grad_y is given   grid (N * tiles, chunks)
+# sums[k, n, c] = sum over chunk k of the pixels of x[n, c, p], or of dz x grad_y is given   grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "steps"])
 def squeeze_excite_sums(
     x_ptr, grad_y_ptr, y_ptr, sums_ptr, samples, channels, pixels, steps,
@@ -98,7 +98,9 @@ def squeeze_excite_sums(
 
 # out[n, o] = f(sum_i weight[o, i] in[n, i] + bias[o])                        grid (sample tiles * output tiles)
 # in is the mean, from sums (kept in column 0 of saved), or activation(u), from saved; f is the gate or the identity.
-@triton.jit(do_not_specialize=["samples", "inputs", "outputs", "pixels", "chunks", "columns", "in_column", "out_column"])
+@triton.jit(
+    do_not_specialize=["samples", "inputs", "outputs", "pixels", "chunks", "columns", "in_column", "out_column"]
+)
 def squeeze_excite_layer(
     sums_ptr, saved_ptr, weight_ptr, bias_ptr,
     samples, inputs, outputs, pixels, chunks, columns, in_column, out_column,
@@ -140,7 +142,8 @@ def squeeze_excite_layer(
 def squeeze_excite_scale(
     x_ptr, residual_ptr, y_ptr, saved_ptr, expand_weight_ptr, expand_bias_ptr, samples, channels, hidden, pixels, steps,
     CHANNEL_MULTIPLE: tl.constexpr, HIDDEN_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
     accumulation = saved_ptr.dtype.element_ty
@@ -160,7 +163,9 @@ def squeeze_excite_scale(
             h = start + tl.arange(0, BLOCK_HIDDEN)
             value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
             mask = in_channels[:, None] & (h < hidden)[None, :]
-            weight = tl.load(expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0)
+            weight = tl.load(
+                expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0
+            )
             total += value[None, :] * weight.to(accumulation)
         gate = tl.sum(total, 1)
         if expand_bias_ptr is not None:
@@ -241,10 +246,12 @@ def _product_tile(
         tl.store(bias_ptr + i, bias.to(bias_ptr.dtype.element_ty), mask=(i < rows) & (tile % column_tiles == 0))
 
 
-# d expand_weight[c, r] = sum_n dv[n, c] activation(u[n, r])     d expand_bias[c] = sum_n dv[n, c]     expand_tiles programs
-# d reduce_weight[r, c] = sum_n du[n, r] s[n, c]                 d reduce_bias[r] = sum_n du[n, r]     reduce_tiles programs
-# ds[n, c] P = sum_r du[n, r] reduce_weight[r, c]                                                      the other programs
-@triton.jit(do_not_specialize=["samples", "channels", "hidden", "columns", "hidden_column", "expand_tiles", "reduce_tiles"])
+# d expand_weight[c, r] = sum_n dv[n, c] activation(u[n, r])   d expand_bias[c] = sum_n dv[n, c]   expand_tiles programs
+# d reduce_weight[r, c] = sum_n du[n, r] s[n, c]               d reduce_bias[r] = sum_n du[n, r]   reduce_tiles programs
+# ds[n, c] P = sum_r du[n, r] reduce_weight[r, c]                                                  the other programs
+@triton.jit(
+    do_not_specialize=["samples", "channels", "hidden", "columns", "hidden_column", "expand_tiles", "reduce_tiles"]
+)
 def squeeze_excite_weight_grads(
     reduce_weight_ptr, saved_ptr, grads_ptr,
     grad_expand_weight_ptr, grad_expand_bias_ptr, grad_reduce_weight_ptr, grad_reduce_bias_ptr,
@@ -254,21 +261,21 @@ def squeeze_excite_weight_grads(
     accumulation: tl.constexpr = saved_ptr.dtype.element_ty
     program = tl.program_id(0)
     grad_u_ptr = grads_ptr + hidden_column
-    if grad_expand_weight_ptr is not None:
+    if grad_expand_weight_ptr is not None:  # noqa: SIM102  (decided when compiling; the inner one when running)
         if program < expand_tiles:
             _product_tile(
                 grads_ptr + columns - channels, columns, 1, saved_ptr + hidden_column, columns,
                 grad_expand_weight_ptr, hidden, grad_expand_bias_ptr, program, channels, hidden, samples,
                 ACTIVATION, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
-    if grad_reduce_weight_ptr is not None:
+    if grad_reduce_weight_ptr is not None:  # noqa: SIM102
         if (program >= expand_tiles) & (program < expand_tiles + reduce_tiles):
             _product_tile(
                 grad_u_ptr, columns, 1, saved_ptr, columns,
-                grad_reduce_weight_ptr, channels, grad_reduce_bias_ptr, program - expand_tiles, hidden, channels, samples,
-                _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
+                grad_reduce_weight_ptr, channels, grad_reduce_bias_ptr,
+                program - expand_tiles, hidden, channels, samples, _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
-    if reduce_weight_ptr is not None:
+    if reduce_weight_ptr is not None:  # noqa: SIM102
         if program >= expand_tiles + reduce_tiles:
             _product_tile(
                 grad_u_ptr, 1, columns, reduce_weight_ptr, channels,
@@ -277,7 +284,7 @@ def squeeze_excite_weight_grads(
             )  # fmt: skip
 
 
-# dz = dy output_activation'(y);  dx[n, c, p] = dz g[n, c] + ds[n, c];  dresidual = dz           grid (N * tiles, chunks)
+# dz = dy output_activation'(y);  dx[n, c, p] = dz g[n, c] + ds[n, c];  dresidual = dz          grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "columns", "steps"])
 def squeeze_excite_input_grads(
     grad_y_ptr, y_ptr, saved_ptr, grads_ptr, grad_x_ptr, grad_residual_ptr, samples, channels, pixels, columns, steps,

@@ -1,0 +1,173 @@
+"""The criss-cross functions of CCNet: each pixel attends to the pixels of its row and its column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from .. import _checks
+from .._autograd import needs_grad
+from .._registry import overload
+from . import contract, reference
+
+_AFFINITY, _AGGREGATE, _ATTENTION = "criss_cross_affinity", "criss_cross_aggregate", "criss_cross_attention"
+
+
+def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -> Tensor:
+    """The energies of criss-cross attention (Huang et al. 2019, arXiv:1811.11721), in the order of the official kernels.
+
+    Args:
+        query: [N, Cq, H, W], float32, float64, float16 or bfloat16, any strides.
+        key: [N, Cq, H, W], as query.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        [N, H+W-1, H, W] in query's dtype and memory format: at (h, w), entry j < W is the product of that query with
+        the key at (h, j), entry W + i that with the key at (i, w) for i < h and at (i + 1, w) from there on.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
+        ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
+    """
+    query, key = _autocast(query, key)
+    _validate_affinity(query, key)
+    wall = backends.resolve(_AFFINITY, query, backend)
+    if wall == "reference":
+        return reference.criss_cross_affinity(query, key)
+    if needs_grad(query, key):
+        return contract.AffinityFunction.apply(query, key, wall)
+    return overload(wall, _AFFINITY)(query, key)
+
+
+def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
+    """The values of each pixel's row and column summed with the weights of `affinity` (Huang et al. 2019).
+
+    Args:
+        affinity: [N, H+W-1, H, W] weights in the order of `criss_cross_affinity`, usually its softmax over dimension 1.
+        value: [N, C, H, W], float32, float64, float16 or bfloat16, any strides.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        [N, C, H, W] in value's dtype and memory format.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
+        ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
+    """
+    affinity, value = _autocast(affinity, value)
+    _validate_aggregate(affinity, value)
+    wall = backends.resolve(_AGGREGATE, value, backend)
+    if wall == "reference":
+        return reference.criss_cross_aggregate(affinity, value)
+    if needs_grad(affinity, value):
+        return contract.AggregateFunction.apply(affinity, value, wall)
+    return overload(wall, _AGGREGATE)(affinity, value)
+
+
+def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
+    """Criss-cross attention (Huang et al. 2019): affinity, softmax and aggregation in one.
+
+    Nothing of size H + W - 1 per pixel is kept: the backward recomputes the probabilities from the saved query, key,
+    value, result and one number per pixel. The energies are not scaled.
+
+    Args:
+        query: [N, Cq, H, W] or [N, Cq, D, H, W], float32, float64, float16 or bfloat16, any strides; contiguous and
+            channels_last run natively.
+        key: as query.
+        value: [N, C, H, W] or [N, C, D, H, W], with any number of channels.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        The attended values, in value's shape, dtype and memory format. In three dimensions each pixel attends to the
+        H + W + D - 2 distinct pixels of its three axis lines.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
+        ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
+    """
+    query, key, value = _autocast(query, key, value)
+    _validate_attention(query, key, value)
+    wall = backends.resolve(_ATTENTION, value, backend)
+    if wall == "reference":
+        return reference.criss_cross_attention(query, key, value)
+    if needs_grad(query, key, value):
+        return contract.AttentionFunction.apply(query, key, value, wall)[0]
+    return overload(wall, _ATTENTION)(query, key, value)[0]
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, the tensors in its dtype, as for every matrix product; float64 is left alone, as there."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64 else x
+        for x in tensors
+    )
+
+
+def _validate_map(op, argument, value):
+    _checks.feature_map(op, argument, value)
+    if not value.shape[2] or not value.shape[3]:
+        _checks.fail(op, argument, "a tensor [N, C, H, W] with H and W of at least 1", _checks.describe(value))
+
+
+def _validate_affinity(query, key):
+    _validate_map(_AFFINITY, "query", query)
+    _checks.alike(_AFFINITY, "key", key, query, "query")
+    _checks.shape(_AFFINITY, "key", key, tuple(query.shape))
+
+
+def _validate_aggregate(affinity, value):
+    _validate_map(_AGGREGATE, "value", value)
+    samples, _, height, width = value.shape
+    _checks.alike(_AGGREGATE, "affinity", affinity, value, "value")
+    _checks.shape(_AGGREGATE, "affinity", affinity, (samples, height + width - 1, height, width))
+
+
+def _validate_attention(query, key, value):
+    _checks.tensor(_ATTENTION, "query", query)
+    if query.dim() not in (4, 5):
+        _checks.fail(
+            _ATTENTION, "query", "a tensor [N, C, H, W] or [N, C, D, H, W]",
+            f"{query.dim()} dimensions: {_checks.describe(query)}",
+        )  # fmt: skip
+    _checks.alike(_ATTENTION, "key", key, query, "query")
+    _checks.shape(_ATTENTION, "key", key, tuple(query.shape))
+    _checks.alike(_ATTENTION, "value", value, query, "query")
+    channels = value.shape[1] if value.dim() > 1 else 0
+    _checks.shape(_ATTENTION, "value", value, (query.shape[0], channels, *query.shape[2:]))
+
+
+def _best(x: Tensor) -> tuple[Tensor, str, str]:
+    wall = backends.best_wall(x.device)
+    return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
+
+
+def _plan_affinity(query, key):
+    _validate_affinity(query, key)
+    return _best(query)
+
+
+def _plan_aggregate(affinity, value):
+    _validate_aggregate(affinity, value)
+    return _best(value)
+
+
+def _plan_attention(query, key, value):
+    _validate_attention(query, key, value)
+    return _best(value)
+
+
+def _example(*channels: int):
+    def example(device: str) -> tuple[tuple, dict]:
+        return tuple(torch.zeros(1, count, 4, 4, device=device) for count in channels), {}
+
+    return example
+
+
+backends.register(backends.Operator(_AFFINITY, _example(8, 8), _plan_affinity))
+backends.register(backends.Operator(_AGGREGATE, _example(7, 8), _plan_aggregate))
+backends.register(backends.Operator(_ATTENTION, _example(8, 8, 16), _plan_attention))

@@ -1,0 +1,81 @@
+"""Criss-cross attention in plain PyTorch: the specification of the three functions (Huang et al. 2019, arXiv:1811.11721).
+
+Pixel (h, w) attends to the H + W - 1 pixels of its row and its column, itself counted once:
+
+    S(h, w) = {(h, j) for j in 0..W-1} and {(i, w) for i in 0..H-1, i != h}
+    energy[k] = sum_c query[c, h, w] key[c, S(h, w)[k]]                 unscaled, as in the paper
+    out[c, h, w] = sum_k softmax(energy)[k] value[c, S(h, w)[k]]
+
+The affinity lists S(h, w) in that order: entry j < W is pixel j of the row, entry W + i is pixel i (i < h) or i + 1
+(i >= h) of the column. In three dimensions S(d, h, w) holds the H + W + D - 2 distinct pixels of the three axis lines.
+
+Backward, for probabilities p = exp(energy - log_sum_exp) and delta = sum_c grad_out out:
+
+    grad_p[k] = sum_c grad_out[c] value[c, S[k]]        grad_energy = p (grad_p - delta)
+    grad_value[c, S[k]] += p[k] grad_out[c]             grad_query[c] = sum_k grad_energy[k] key[c, S[k]]
+    grad_key[c, S[k]] += grad_energy[k] query[c]
+
+Energies and sums of half and bfloat16 inputs are held in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _accumulated(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
+
+
+def _equations(rank: int) -> list[tuple[str, str, str]]:
+    """Per axis, the last one first: (letters of a pixel, letters of the pixels on its line, letter of the axis)."""
+    pixel = "dhw"[5 - rank :]
+    return [(pixel, pixel.replace(axis, "j"), axis) for axis in reversed(pixel)]
+
+
+def _column_index(height: int, device: torch.device) -> Tensor:
+    """[H-1, H]: the row of the i-th pixel of a column without pixel h."""
+    i = torch.arange(height - 1, device=device)[:, None]
+    return i + (i >= torch.arange(height, device=device))
+
+
+def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_affinity`; `backend` is accepted and ignored."""
+    samples, _, height, width = query.shape
+    q, k = _accumulated(query), _accumulated(key)
+    row = torch.einsum("nchw,nchj->njhw", q, k)
+    column = torch.einsum("nchw,ncjw->njhw", q, k)
+    others = _column_index(height, query.device)[None, :, :, None].expand(samples, -1, -1, width)
+    return torch.cat((row, column.gather(1, others)), 1).to(query.dtype)
+
+
+def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_aggregate`; `backend` is accepted and ignored."""
+    samples, _, height, width = value.shape
+    weights, v = _accumulated(affinity), _accumulated(value)
+    others = _column_index(height, value.device)[None, :, :, None].expand(samples, -1, -1, width)
+    column = weights.new_zeros(samples, height, height, width).scatter(1, others, weights[:, width:])
+    out = torch.einsum("njhw,nchj->nchw", weights[:, :width], v) + torch.einsum("njhw,ncjw->nchw", column, v)
+    return out.to(value.dtype)
+
+
+def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_attention`; `backend` is accepted and ignored."""
+    q, k, v = _accumulated(query), _accumulated(key), _accumulated(value)
+    equations = _equations(query.dim())
+    energies = []
+    for pixel, line, axis in equations:
+        energy = torch.einsum(f"nc{pixel},nc{line}->n{pixel}j", q, k)
+        if axis != "w":  # the pixel itself is counted on its row
+            length = energy.shape[-1]
+            own = torch.eye(length, dtype=torch.bool, device=q.device)
+            own = own.view([length if letter == axis else 1 for letter in pixel] + [length])
+            energy = energy.masked_fill(own, -torch.inf)
+        energies.append(energy)
+    probabilities = torch.cat(energies, -1).softmax(-1).split([energy.shape[-1] for energy in energies], -1)
+    parts = [
+        torch.einsum(f"n{pixel}j,nc{line}->nc{pixel}", p, v)
+        for p, (pixel, line, _) in zip(probabilities, equations, strict=True)
+    ]
+    return sum(parts[1:], parts[0]).to(value.dtype)

@@ -1,0 +1,175 @@
+"""Branches mixed channel by channel: pooled_sum, select_branches, and both with a network between, selective_kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from .. import _checks
+from .._autograd import needs_grad
+from .._registry import overload
+from . import contract, reference
+from .contract import as_given, listed
+
+
+def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") -> Tensor:
+    """Mean over H, W of the sum of the branches; the sum itself is never stored (Li et al. 2019, arXiv:1903.06586).
+
+    Args:
+        branches: 2 to 8 tensors [N, C, H, W] of one shape, dtype (float32, float64, float16 or bfloat16) and device, or
+            one tensor [N, M, C, H, W]. They are read in place whatever their strides, as long as the rows or the pixels
+            are dense; a branch whose layout is not that of the first one is copied once.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        [N, C] in the branches' dtype.
+
+    Raises:
+        TypeError: a branch is no dense floating-point tensor, or its dtype is not that of the first one.
+        ValueError: too few or too many branches; their shapes or devices differ; a backend that cannot run here.
+    """
+    op = "pooled_sum"
+    branches = _validated(op, branches)
+    wall = _wall(op, branches[0], backend)
+    if wall == "reference":
+        return reference.pooled_sum(as_given(branches))
+    if needs_grad(*branches):
+        return contract.PooledSumFunction.apply(wall, *branches)
+    return overload(wall, op)(listed(branches))
+
+
+def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
+    """sum_m a[:, m] * branches[m] with a = softmax(logits, dim=1), per sample and channel (Li et al. 2019).
+
+    Args:
+        branches: M tensors [N, C, H, W], or one tensor [N, M, C, H, W], as for `pooled_sum`.
+        logits: [N, M, C] in the branches' dtype (under autocast it is cast to it).
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        [N, C, H, W] in the branches' dtype and memory format.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
+        ValueError: shapes or devices do not match; a backend that cannot run here.
+    """
+    op = "select_branches"
+    branches = _validated(op, branches)
+    logits = _validated_logits(op, branches, logits)
+    wall = _wall(op, branches[0], backend)
+    if wall == "reference":
+        return reference.select_branches(as_given(branches), logits)
+    if needs_grad(logits, *branches):
+        return contract.SelectBranchesFunction.apply(wall, logits, *branches)[0]
+    return overload(wall, op)(listed(branches), logits)[0]
+
+
+def selective_kernel(
+    branches: Sequence[Tensor] | Tensor, attention: Callable[[Tensor], Tensor], *, backend: str = "auto"
+) -> Tensor:
+    """select_branches(branches, attention(pooled_sum(branches))), each branch's gradient written once.
+
+    Args:
+        branches: M tensors [N, C, H, W], or one tensor [N, M, C, H, W], as for `pooled_sum`.
+        attention: the small network, from pooled [N, C] to logits [N, M, C] in the branches' dtype. It runs under
+            ordinary autograd: its modules, their hooks and their buffers behave as anywhere else.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        [N, C, H, W] in the branches' dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: as `pooled_sum` and `select_branches`.
+    """
+    op = "selective_kernel"
+    branches = _validated(op, branches)
+    wall = _wall(op, branches[0], backend)
+    if wall == "reference":
+        logits = _validated_logits(op, branches, attention(reference.pooled_sum(as_given(branches))))
+        return reference.select_branches(as_given(branches), logits)
+    if needs_grad(*branches):
+        pooled, *slots = contract.OpenFunction.apply(wall, *branches)
+        logits = _validated_logits(op, branches, attention(pooled))
+        return contract.CloseFunction.apply(wall, *slots, logits, *branches)[0]
+    logits = _validated_logits(op, branches, attention(overload(wall, "pooled_sum")(listed(branches))))
+    if needs_grad(logits):
+        return contract.SelectBranchesFunction.apply(wall, logits, *branches)[0]
+    return overload(wall, "select_branches")(listed(branches), logits)[0]
+
+
+def _wall(op: str, x: Tensor, backend: str) -> str:
+    return backends.resolve(op, x, backend)
+
+
+def _validated(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    """The branches as the Functions take them: M tensors [N, C, H, W], or one [N, M, C, H, W], in a tuple."""
+    expected = f"2 to {contract.MAX_BRANCHES} tensors [N, C, H, W], or one tensor [N, M, C, H, W]"
+    if isinstance(branches, Tensor):
+        _checks.tensor(op, "branches", branches)
+        if branches.dim() != 5 or not 2 <= branches.shape[1] <= contract.MAX_BRANCHES:
+            _checks.fail(op, "branches", expected, _checks.describe(branches))
+        return (branches,)
+    if not isinstance(branches, (list, tuple)):
+        _checks.fail(op, "branches", expected, type(branches).__name__, TypeError)
+    if not 2 <= len(branches) <= contract.MAX_BRANCHES:
+        _checks.fail(op, "branches", expected, f"{len(branches)} tensors")
+    first = branches[0]
+    _checks.feature_map(op, "branches[0]", first)
+    for m in range(1, len(branches)):
+        _checks.alike(op, f"branches[{m}]", branches[m], first, "branches[0]")
+        if branches[m].shape != first.shape:
+            _checks.shape(op, f"branches[{m}]", branches[m], tuple(first.shape))
+    return branches
+
+
+def _validated_logits(op: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
+    x = branches[0]
+    count = len(branches) if x.dim() == 4 else x.shape[1]
+    if isinstance(logits, Tensor) and logits.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+        logits = logits.to(x.dtype)
+    _checks.alike(op, "logits", logits, x, "branches")
+    _checks.shape(op, "logits", logits, (x.shape[0], count, x.shape[-3]))
+    return logits
+
+
+def _plan(op: str, branches, logits):
+    branches = _validated(op, branches)
+    if isinstance(logits, Tensor):
+        _validated_logits(op, branches, logits)
+    x = branches[0]
+    wall = backends.best_wall(x.device)
+    return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
+
+
+def _example_branches(device: str) -> list[Tensor]:
+    return [torch.zeros(1, 8, 4, 4, device=device) for _ in range(2)]
+
+
+def _example_attention(pooled: Tensor) -> Tensor:
+    return torch.stack([pooled, -pooled], 1)
+
+
+backends.register(
+    backends.Operator(
+        "pooled_sum",
+        lambda device: ((_example_branches(device),), {}),
+        lambda branches: _plan("pooled_sum", branches, None),
+    )
+)
+backends.register(
+    backends.Operator(
+        "select_branches",
+        lambda device: ((_example_branches(device), torch.zeros(1, 2, 8, device=device)), {}),
+        lambda branches, logits: _plan("select_branches", branches, logits),
+    )
+)
+backends.register(
+    backends.Operator(
+        "selective_kernel",
+        lambda device: ((_example_branches(device), _example_attention), {}),
+        lambda branches, attention: _plan("selective_kernel", branches, None),
+    )
+)

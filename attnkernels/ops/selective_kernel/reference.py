@@ -1,0 +1,52 @@
+"""Selective kernel in plain PyTorch: the specification of `pooled_sum`, `select_branches` and `selective_kernel`
+(Li et al. 2019, arXiv:1903.06586).
+
+    s[n, c] = mean_hw sum_m U_m[n, c, h, w]                  pooled_sum (fuse)
+    a[n, m, c] = softmax_m z[n, m, c]                        the logits z are a small network's, z = attention(s)
+    V[n, c, h, w] = sum_m a[n, m, c] U_m[n, c, h, w]         select_branches (select)
+
+Backward, for dV:
+
+    da[n, m, c] = sum_hw dV U_m        dz_m = a_m (da_m - sum_k a_k da_k)        ds = (d attention / d s)^T dz
+    dU_m = a_m dV + ds / (H W)
+
+In reads and writes of the size of one branch: M to pool, M + 1 to select, M + 1 for dz, M + 1 for all dU_m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def branch_list(branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    """The branches one by one: views where they come stacked, [N, M, C, H, W]."""
+    return branches.unbind(1) if isinstance(branches, Tensor) else branches
+
+
+def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is accepted and ignored."""
+    first, *others = branch_list(branches)
+    total = first
+    for branch in others:
+        total = total + branch
+    return total.mean((2, 3))
+
+
+def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.select_branches`; `backend` is accepted and ignored."""
+    weights = torch.softmax(logits, 1)[:, :, :, None, None].unbind(1)
+    first, *others = zip(branch_list(branches), weights, strict=True)
+    selected = first[0] * first[1]
+    for branch, weight in others:
+        selected = selected + branch * weight
+    return selected
+
+
+def selective_kernel(
+    branches: Sequence[Tensor] | Tensor, attention: Callable[[Tensor], Tensor], *, backend: str = "reference"
+) -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.selective_kernel`; `backend` is accepted and ignored."""
+    return select_branches(branches, attention(pooled_sum(branches)))

@@ -1,0 +1,28 @@
+"""The check of every wall: forward and gradients against the reference in float64."""
+
+from __future__ import annotations
+
+import torch
+
+import attnkernels
+
+from ._accuracy import assert_close_to_float64, uninitialized_is_nan
+from ._cases import OpCase, gradients, in_float64
+
+
+def check_against_float64(case: OpCase, wall: str, device: str, dtype: torch.dtype, layout: str) -> None:
+    """Run a case forward and backward on a wall and hold every result to the reference evaluated in float64."""
+    args, kwargs = case.make(dtype, device, layout)
+    with uninitialized_is_nan():
+        output, grads, grad_output = gradients(case.op, args, kwargs, wall)
+    assert output.dtype == dtype
+    assert attnkernels.backend_of(case.op, *args, **kwargs, backend=wall) == wall
+    args64, kwargs64 = in_float64((args, kwargs))
+    want, want_grads, _ = gradients(case.op, args64, kwargs64, "reference", grad_output.double().cpu())
+    assert_close_to_float64(output, want, "output", rounded_inside=case.rounded_inside(wall, dtype))
+    largest = max((grad.abs().max().item() for grad in want_grads if grad.numel()), default=0.0)
+    for i, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
+        assert_close_to_float64(
+            grad, want_grad, f"gradient of tensor argument {i}",
+            rounded_inside=case.rounded_inside(wall, dtype, i), largest=largest if i in case.through_output else 0.0,
+        )  # fmt: skip

@@ -1,0 +1,294 @@
+// The CPU wall of criss_cross: allocation, the order of the passes, threads. The kernels are in criss_cross_simd.h.
+#include <cmath>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <utility>
+
+#include "common/simd.h"
+#include "criss_cross/criss_cross_binding.h"
+#include "criss_cross/criss_cross_pass.h"
+
+#define SIMD_FILE "criss_cross/criss_cross_simd.h"
+#include "common/simd_foreach.h"
+
+namespace attnkernels::criss_cross {
+namespace {
+
+// Fewer multiplications than this, 10 to 20 us of them, are not worth waking a thread for.
+constexpr int64_t kProductsPerThread = 1 << 20;
+// Elements per thread of the loops over pixels alone, for the same reason.
+constexpr int64_t kPixelsPerThread = 1 << 12;
+// Of the partial sums of 16-bit maps, in bytes; larger batches take turns in it. Maps beyond it are alone.
+constexpr int64_t kPartialBytes = 16 << 20;
+
+struct Release {
+  void operator()(void* block) const { ::operator delete(block, std::align_val_t(64)); }
+};
+
+// Calls kernel(pass, scratch, begin, end) on all groups of lines of all passes, in the passes' order.
+template <class T, class Kernel>
+void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
+  for_each_pass(shape, [&](const Pass& pass) {
+    const int64_t elements = Scratch<T>(nullptr, shape, pass, backward).layout.used;
+    const int64_t line = pass.lines.length * pass.lines.length * (shape.query_channels + shape.value_channels);
+    const int64_t grain = 1 + kProductsPerThread / std::max<int64_t>(line * pass.group_size, 1);
+    torch::stable::parallel_for(0, pass.groups, grain, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(T), std::align_val_t(64)));
+      kernel(pass, Scratch<T>(static_cast<T*>(block.get()), shape, pass, backward), begin, end);
+    });
+  });
+}
+
+// Where partial sums are held: in the results themselves, or for 16-bit types in a workspace for a few samples at a time.
+template <class T>
+class Partial {
+ public:
+  using Sum = Accumulator<T>;
+  static constexpr bool kInPlace = std::is_same_v<T, Sum>;
+
+  // Of results with `channels` channels in all.
+  Partial(const Shape& shape, int64_t channels, const Tensor& like) {
+    const int64_t sample = std::max<int64_t>(channels * shape.pixels(), 1);
+    samples_ = kInPlace ? shape.samples : std::clamp<int64_t>(kPartialBytes / (sample * sizeof(Sum)), 1, shape.samples);
+    if (!kInPlace) workspace_ = allocate({samples_ * sample}, accumulation_dtype(like.scalar_type()), like);
+  }
+
+  // Calls f(first sample, shape of the samples that share the workspace).
+  template <class F>
+  void for_each_part(Shape shape, const F& f) {
+    const int64_t all = shape.samples;
+    for (int64_t first = 0; first < all; first += samples_) {
+      used_ = 0;
+      shape.samples = std::min(samples_, all - first);
+      f(first, shape);
+    }
+  }
+
+  // The partial sums of `result` [samples of the part][elements]; null where it is not wanted.
+  Sum* of(T* result, int64_t elements) {
+    if (!result) return nullptr;
+    if constexpr (kInPlace) {
+      return result;
+    } else {
+      Sum* start = static_cast<Sum*>(workspace_.mutable_data_ptr()) + used_;
+      used_ += samples_ * elements;
+      return start;
+    }
+  }
+
+ private:
+  int64_t samples_, used_ = 0;
+  Tensor workspace_;
+};
+
+template <class T>
+T* offset(T* start, int64_t elements) {
+  return start ? start + elements : nullptr;
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const Shape shape = attention_shape("criss_cross_attention", query, key, value);
+  const Tensor dense_query = dense_map(query, shape.channels_last), dense_key = dense_map(key, shape.channels_last),
+               dense_value = dense_map(value, shape.channels_last);
+  Tensor out = allocate_map(value.sizes(), value, shape.channels_last);
+  Tensor log_sum_exp = allocate(pixel_sizes(value), accumulation_dtype(value.scalar_type()), value);
+  if (log_sum_exp.numel() == 0) return {std::move(out), std::move(log_sum_exp)};
+  const Tensor sums = allocate(log_sum_exp.sizes(), log_sum_exp.scalar_type(), value);
+  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+    using Sum = Accumulator<T>;
+    Sum *largest = output<Sum>(log_sum_exp), *sum = output<Sum>(sums);
+    const int64_t query_size = shape.query_channels * shape.pixels(), value_size = shape.value_channels * shape.pixels();
+    Partial<T> partial(shape, shape.value_channels, value);
+    partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
+      T* result = offset(output<T>(out), first * value_size);
+      const AttentionForward<T, Sum> arguments{.shape = part,
+                                               .query = input<T>(dense_query) + first * query_size,
+                                               .key = input<T>(dense_key) + first * query_size,
+                                               .value = input<T>(dense_value) + first * value_size,
+                                               .out = result,
+                                               .partial_out = partial.of(result, value_size),
+                                               .log_sum_exp = largest + first * shape.pixels(),
+                                               .sum = sum + first * shape.pixels()};
+      const auto kernel = SIMD_CHOOSE(attention_forward<T>);
+      run_passes<Sum>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+        kernel(arguments, pass, scratch, begin, end);
+      });
+    });
+    torch::stable::parallel_for(0, log_sum_exp.numel(), kPixelsPerThread, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) largest[i] += std::log(sum[i]);
+    });
+  });
+  return {std::move(out), std::move(log_sum_exp)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                                      const Tensor& value, const Tensor& out, const Tensor& log_sum_exp,
+                                                      int64_t needs) {
+  constexpr const char* op = "criss_cross_attention_backward";
+  const Shape shape = attention_shape(op, query, key, value);
+  check_map(op, "grad_out", grad_out, value, shape.value_channels);
+  check_map(op, "out", out, value, shape.value_channels);
+  STD_TORCH_CHECK(log_sum_exp.numel() == shape.samples * shape.pixels() && log_sum_exp.device() == value.device() &&
+                      log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
+                  op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
+  const bool channels_last = shape.channels_last;
+  const Tensor dense_query = dense_map(query, channels_last), dense_key = dense_map(key, channels_last),
+               dense_value = dense_map(value, channels_last), dense_out = dense_map(out, channels_last),
+               dense_grad = dense_map(grad_out, channels_last), statistics = attnkernels::contiguous(log_sum_exp);
+  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, channels_last),
+         grad_key = allocate_gradient(needs & kNeedsKey, key, channels_last),
+         grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
+  if (log_sum_exp.numel() == 0) return {std::move(grad_query), std::move(grad_key), std::move(grad_value)};
+  const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
+  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+    using Sum = Accumulator<T>;
+    const int64_t query_size = shape.query_channels * shape.pixels(), value_size = shape.value_channels * shape.pixels();
+    Partial<T> partial(shape, 2 * shape.query_channels + shape.value_channels, value);
+    partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
+      T *to_query = offset(output<T>(grad_query), first * query_size),
+        *to_key = offset(output<T>(grad_key), first * query_size),
+        *to_value = offset(output<T>(grad_value), first * value_size);
+      const AttentionBackward<T, Sum> arguments{.shape = part,
+                                                .grad_out = input<T>(dense_grad) + first * value_size,
+                                                .query = input<T>(dense_query) + first * query_size,
+                                                .key = input<T>(dense_key) + first * query_size,
+                                                .value = input<T>(dense_value) + first * value_size,
+                                                .out = input<T>(dense_out) + first * value_size,
+                                                .log_sum_exp = input<Sum>(statistics) + first * shape.pixels(),
+                                                .delta = output<Sum>(deltas) + first * shape.pixels(),
+                                                .grad_query = to_query,
+                                                .grad_key = to_key,
+                                                .grad_value = to_value,
+                                                .partial_grad_query = partial.of(to_query, query_size),
+                                                .partial_grad_key = partial.of(to_key, query_size),
+                                                .partial_grad_value = partial.of(to_value, value_size)};
+      if (to_query || to_key) {
+        const auto delta = SIMD_CHOOSE(attention_delta<T>);
+        torch::stable::parallel_for(0, part.samples * part.pixels(), kPixelsPerThread,
+                                    [&](int64_t begin, int64_t end) { delta(arguments, begin, end); });
+      }
+      const auto kernel = SIMD_CHOOSE(attention_backward<T>);
+      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+        kernel(arguments, pass, scratch, begin, end);
+      });
+    });
+  });
+  return {std::move(grad_query), std::move(grad_key), std::move(grad_value)};
+}
+
+Tensor affinity(const Tensor& query, const Tensor& key) {
+  const Shape shape = affinity_shape("criss_cross_affinity", query, key);
+  const Tensor dense_query = dense_map(query, shape.channels_last), dense_key = dense_map(key, shape.channels_last);
+  Tensor result = allocate_affinity(shape, query);
+  dispatch<Half, BFloat16>(query.scalar_type(), [&]<class T>(T) {
+    const Affinity<T> arguments{shape, input<T>(dense_query), input<T>(dense_key), output<T>(result)};
+    const auto kernel = SIMD_CHOOSE(affinity_forward<T>);
+    run_passes<Accumulator<T>>(shape, false, [&](const Pass& pass, const auto& scratch, int64_t begin, int64_t end) {
+      kernel(arguments, pass, scratch, begin, end);
+    });
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const Tensor& query, const Tensor& key,
+                                             int64_t needs) {
+  constexpr const char* op = "criss_cross_affinity_backward";
+  const Shape shape = affinity_shape(op, query, key);
+  check_map(op, "grad_affinity", grad_affinity, query, shape.affinity_channels());
+  const bool channels_last = shape.channels_last;
+  const Tensor dense_grad = dense_map(grad_affinity, channels_last), dense_query = dense_map(query, channels_last),
+               dense_key = dense_map(key, channels_last);
+  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, channels_last),
+         grad_key = allocate_gradient(needs & kNeedsKey, key, channels_last);
+  dispatch<Half, BFloat16>(query.scalar_type(), [&]<class T>(T) {
+    using Sum = Accumulator<T>;
+    const int64_t size = shape.query_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
+    Partial<T> partial(shape, 2 * shape.query_channels, query);
+    partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
+      T *to_query = offset(output<T>(grad_query), first * size), *to_key = offset(output<T>(grad_key), first * size);
+      const AffinityBackward<T, Sum> arguments{.shape = part,
+                                               .grad_affinity = input<T>(dense_grad) + first * weights,
+                                               .query = input<T>(dense_query) + first * size,
+                                               .key = input<T>(dense_key) + first * size,
+                                               .grad_query = to_query,
+                                               .grad_key = to_key,
+                                               .partial_grad_query = partial.of(to_query, size),
+                                               .partial_grad_key = partial.of(to_key, size)};
+      const auto kernel = SIMD_CHOOSE(affinity_backward<T>);
+      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+        kernel(arguments, pass, scratch, begin, end);
+      });
+    });
+  });
+  return {std::move(grad_query), std::move(grad_key)};
+}
+
+Tensor aggregate(const Tensor& affinity, const Tensor& value) {
+  const Shape shape = aggregate_shape("criss_cross_aggregate", affinity, value);
+  const Tensor dense_affinity = dense_map(affinity, shape.channels_last),
+               dense_value = dense_map(value, shape.channels_last);
+  Tensor out = allocate_map(value.sizes(), value, shape.channels_last);
+  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+    using Sum = Accumulator<T>;
+    const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
+    Partial<T> partial(shape, shape.value_channels, value);
+    partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
+      T* result = offset(output<T>(out), first * size);
+      const Aggregate<T, Sum> arguments{.shape = part,
+                                        .affinity = input<T>(dense_affinity) + first * weights,
+                                        .value = input<T>(dense_value) + first * size,
+                                        .out = result,
+                                        .partial_out = partial.of(result, size)};
+      const auto kernel = SIMD_CHOOSE(aggregate_forward<T>);
+      run_passes<Sum>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+        kernel(arguments, pass, scratch, begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tensor& affinity, const Tensor& value,
+                                              int64_t needs) {
+  constexpr const char* op = "criss_cross_aggregate_backward";
+  const Shape shape = aggregate_shape(op, affinity, value);
+  check_map(op, "grad_out", grad_out, value, shape.value_channels);
+  const bool channels_last = shape.channels_last;
+  const Tensor dense_grad = dense_map(grad_out, channels_last), dense_affinity = dense_map(affinity, channels_last),
+               dense_value = dense_map(value, channels_last);
+  Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, channels_last),
+         grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
+  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+    using Sum = Accumulator<T>;
+    const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
+    Partial<T> partial(shape, shape.value_channels, value);
+    partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
+      T* to_value = offset(output<T>(grad_value), first * size);
+      const AggregateBackward<T, Sum> arguments{.shape = part,
+                                                .grad_out = input<T>(dense_grad) + first * size,
+                                                .affinity = input<T>(dense_affinity) + first * weights,
+                                                .value = input<T>(dense_value) + first * size,
+                                                .grad_affinity = offset(output<T>(grad_affinity), first * weights),
+                                                .grad_value = to_value,
+                                                .partial_grad_value = partial.of(to_value, size)};
+      const auto kernel = SIMD_CHOOSE(aggregate_backward<T>);
+      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+        kernel(arguments, pass, scratch, begin, end);
+      });
+    });
+  });
+  return {std::move(grad_affinity), std::move(grad_value)};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
+  m.impl("criss_cross_attention", TORCH_BOX(&attention));
+  m.impl("criss_cross_attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("criss_cross_affinity", TORCH_BOX(&affinity));
+  m.impl("criss_cross_affinity_backward", TORCH_BOX(&affinity_backward));
+  m.impl("criss_cross_aggregate", TORCH_BOX(&aggregate));
+  m.impl("criss_cross_aggregate_backward", TORCH_BOX(&aggregate_backward));
+}
+
+}  // namespace
+}  // namespace attnkernels::criss_cross

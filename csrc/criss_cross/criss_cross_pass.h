@@ -1,0 +1,131 @@
+// How the CPU kernels walk over the lines of an axis, and the memory that they work in; the same at every level.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "criss_cross/criss_cross.h"
+
+namespace attnkernels::criss_cross {
+
+// Elements between the rows of a matrix in scratch memory: whole cache lines, so that vectors may run past the last
+// column, and an odd number of them, so that a column of the matrix spreads over all sets of the L1 cache.
+template <class T>
+constexpr int64_t padded(int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return ((columns + line - 1) / line | 1) * line;
+}
+
+// Lines that lie side by side in memory, processed together: pixel i of line g is pixel `start + g + i * lines.step`.
+struct Group {
+  int64_t sample, start, count;
+};
+
+// One pass over the lines of an axis. In the contiguous layout the neighbouring pixels of a row belong to different
+// columns: those lines go through scratch memory in groups of a cache line's floats, so that every line of memory that
+// is fetched is used whole. Everywhere else a line is a group of its own.
+struct Pass {
+  static constexpr int64_t kSideBySide = 16;
+
+  Lines lines;
+  bool first, last;    // the first writes, the others add to what is there; the last converts the sums
+  int64_t group_size;  // lines at most
+  int64_t groups;      // in all samples
+
+  Pass(const Shape& shape, Axis axis, bool is_first)
+      : lines(lines_along(shape, axis)), first(is_first), last(axis == Axis::kWidth) {
+    group_size = shape.channels_last || lines.step == 1 ? 1 : std::min(kSideBySide, lines.step);
+    groups = shape.samples * (lines.count / lines.step) * groups_per_span();
+  }
+
+  Group group(int64_t index) const {
+    const int64_t spans = lines.count / lines.step;
+    const int64_t within = index % groups_per_span() * group_size, span = index / groups_per_span();
+    const int64_t start = span % spans * lines.step * lines.length + within;
+    return {span / spans, start, std::min(group_size, lines.step - within)};
+  }
+
+  // Channels of a map that are in scratch memory at a time: 256 KiB, so that the three maps of a backward pass stay in
+  // an L2 cache of 1 MiB; at least two cache lines, whole ones.
+  int64_t slab(int64_t channels, int64_t element_size) const {
+    const int64_t fits = (256 << 10) / (group_size * lines.length * element_size);
+    return std::min(channels, std::max<int64_t>(fits / 16 * 16, 32));
+  }
+
+ private:
+  int64_t groups_per_span() const { return (lines.step + group_size - 1) / group_size; }
+};
+
+// Calls body(pass) for the passes over a map in their order.
+template <class Body>
+void for_each_pass(const Shape& shape, const Body& body) {
+  bool first = true;
+  for (Axis axis : {Axis::kDepth, Axis::kHeight, Axis::kWidth}) {
+    if (axis != Axis::kWidth && lines_along(shape, axis).length == 1) continue;
+    body(Pass(shape, axis, first));
+    first = false;
+  }
+}
+
+// Lays matrices out in a block of memory; with no block, only counts.
+template <class T>
+struct Layout {
+  T* block;
+  int64_t used = 0;
+
+  T* take(int64_t rows, int64_t row) {
+    T* start = block ? block + used : nullptr;
+    used += rows * row;
+    return start;
+  }
+};
+
+// A matrix [length][columns] for each line of a group.
+template <class T>
+struct LineMatrices {
+  T* data;
+  int64_t row, size;
+
+  LineMatrices(Layout<T>& layout, const Pass& pass, int64_t columns)
+      : row(padded<T>(columns)), size(pass.lines.length * row) {
+    data = layout.take(pass.group_size, size);
+  }
+  T* line(int64_t g) const { return data + g * size; }
+};
+
+// What a thread works in, for any of the kernels; a kernel without a query or without a value has 0 channels there.
+template <class T>
+struct Scratch {
+  Layout<T> layout;
+  int64_t slab;                      // channels of value held at a time
+  int64_t square;                    // row of a matrix [length][length]
+  LineMatrices<T> query, key;        // [pixel][Cq]
+  LineMatrices<T> probability;       // [key][query], in the affinity kernels [query][key]
+  LineMatrices<T> value, result;     // [pixel][slab], result also [pixel][Cq]
+  LineMatrices<T> grad_out;          // [pixel][slab], backward only
+  LineMatrices<T> grad_probability;  // as probability, backward only
+  T* transposed;                     // [Cq or slab][pixel] of one line
+  T* old_scale;                      // [line][pixel], forward: what the sum so far is multiplied by
+  T *statistic, *other_statistic;    // [pixel] of one line
+  T* ones;                           // [pixel]
+
+  Scratch(T* block, const Shape& shape, const Pass& pass, bool backward)
+      : layout{block},
+        slab(pass.slab(shape.value_channels, sizeof(T))),
+        square(padded<T>(pass.lines.length)),
+        query(layout, pass, shape.query_channels),
+        key(layout, pass, shape.query_channels),
+        probability(layout, pass, pass.lines.length),
+        value(layout, pass, slab),
+        result(layout, pass, std::max(backward ? shape.query_channels : 0, slab)),
+        grad_out(layout, pass, backward ? slab : 0),
+        grad_probability(layout, pass, backward ? pass.lines.length : 0),
+        transposed(layout.take(std::max(shape.query_channels, slab), square)),
+        old_scale(layout.take(pass.group_size, square)),
+        statistic(layout.take(1, square)),
+        other_statistic(layout.take(1, square)),
+        ones(layout.take(1, square)) {
+    if (block) std::fill_n(ones, square, T(1));
+  }
+};
+
+}  // namespace attnkernels::criss_cross

@@ -1,0 +1,204 @@
+// The CPU wall of selective_kernel: checks, allocation, threads. The kernels are in selective_kernel_simd.h.
+#include "selective_kernel/selective_kernel_cpu.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "common/binding.h"
+#include "common/cpu_work.h"
+#include "selective_kernel/selective_kernel_binding.h"
+
+#define SIMD_FILE "selective_kernel/selective_kernel_simd.h"
+#include "common/simd_foreach.h"
+
+namespace attnkernels::selective_kernel {
+namespace {
+
+// Calls f(T{}) with the element type of a dtype.
+template <class F>
+void dispatch(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "selective_kernel: branches: expected float32, float64, float16 or bfloat16");
+  }
+}
+
+template <class T>
+const T* input(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+template <class T>
+T* output(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+template <class T>
+int64_t map_bytes(const Shape& shape) {
+  return shape.samples * shape.channels * shape.pixels * int64_t(sizeof(T));
+}
+
+// ---- threads
+
+// f(n, first, last) for the units of all samples, those of a sample in one call where one thread does them. The samples
+// go backwards: a pass over data larger than the cache finds what the pass before it, which went forwards, read last.
+template <class F>
+void for_units_backwards(const Shape& shape, int64_t bytes, const F& f) {
+  const int64_t units = shape.rows();
+  cpu::for_parts(cpu::threads_for(bytes), shape.samples * units, 1, [&](int64_t, int64_t begin, int64_t end) {
+    while (end > begin) {
+      const int64_t n = (end - 1) / units, first = std::max(begin, n * units);
+      f(n, first - n * units, end - n * units);
+      end = first;
+    }
+  });
+}
+
+// f(n, first, last, sums) for the units of all samples; `sums` [columns] of a sample are those of all its units.
+template <class A, class F>
+void for_sums(const Shape& shape, int64_t bytes, int64_t columns, A* sums, const F& f) {
+  const int64_t threads = cpu::threads_for(bytes), units = shape.rows();
+  const bool whole_samples = threads == 1 || shape.samples >= threads;
+  if (whole_samples || !shape.channels_last) {
+    // A unit that is a channel has sums of its own: threads may share a sample.
+    const int64_t unit = whole_samples ? units : 1;
+    return cpu::for_parts(threads, shape.samples * units, unit, [&](int64_t, int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t n = begin / units, last = std::min(end, (n + 1) * units);
+        f(n, begin - n * units, last - n * units, sums + n * columns);
+        begin = last;
+      }
+    });
+  }
+  std::vector<A> partial(threads * columns);
+  for (int64_t n = 0; n < shape.samples; ++n) {
+    cpu::for_parts(threads, units, 1, [&](int64_t part, int64_t first, int64_t last) {
+      f(n, first, last, partial.data() + part * columns);
+    });
+    for (int64_t c = 0; c < columns; ++c) {
+      A sum = 0;
+      for (int64_t part = 0; part < threads; ++part) sum += partial[part * columns + c];
+      sums[n * columns + c] = sum;
+    }
+  }
+}
+
+// ---- operators
+
+Tensor pooled_sum(std::vector<Tensor> given) {
+  const CheckedBranches checked = check_branches("pooled_sum", std::move(given));
+  const Shape& shape = checked.shape;
+  const Tensor& x = checked.branches[0];
+  Tensor pooled = allocate({shape.samples, shape.channels}, x.scalar_type(), x);
+  dispatch(x.scalar_type(), [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+    const Pool<T> args{shape, checked.rows<T>()};
+    const int64_t count = shape.samples * shape.channels;
+    std::vector<A> sums(count);
+    for_sums(shape, shape.branches * map_bytes<T>(shape), shape.channels, sums.data(),
+             [&](int64_t n, int64_t first, int64_t last, A* sums) { kernels.pool(args, n, first, last, sums); });
+    kernels.scale(output<T>(pooled), sums.data(), A(1) / A(shape.pixels), count);
+  });
+  return pooled;
+}
+
+std::tuple<Tensor, Tensor> select_branches(std::vector<Tensor> given, Tensor logits) {
+  const CheckedBranches checked = check_branches("select_branches", std::move(given));
+  const Shape& shape = checked.shape;
+  const Tensor& x = checked.branches[0];
+  logits = check_weights("select_branches", logits, shape, x.scalar_type(), x);
+  Tensor y = allocate(x.sizes(), x.scalar_type(), x, shape.channels_last);
+  Tensor weights = allocate({shape.samples, shape.branches, shape.channels}, accumulation_dtype(x.scalar_type()), x);
+  dispatch(x.scalar_type(), [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+    for (int64_t n = 0; n < shape.samples; ++n) kernels.softmax(shape, input<T>(logits), output<A>(weights), n);
+    const Select<T> args{.shape = shape,
+                         .stream = map_bytes<T>(shape) >= cpu::stream_bytes(),
+                         .branches = checked.rows<T>(),
+                         .weights = input<A>(weights),
+                         .y = output<T>(y)};
+    for_units_backwards(shape, (shape.branches + 1) * map_bytes<T>(shape),
+                        [&](int64_t n, int64_t first, int64_t last) { kernels.select(args, n, first, last); });
+  });
+  return {std::move(y), std::move(weights)};
+}
+
+Tensor select_branches_grad_logits(Tensor grad_y, std::vector<Tensor> given, Tensor weights) {
+  const char* op = "select_branches_grad_logits";
+  const CheckedBranches checked = check_branches(op, std::move(given));
+  const Shape& shape = checked.shape;
+  const Tensor& x = checked.branches[0];
+  check_alike(op, grad_y, x);
+  grad_y = with_rows(grad_y, shape.channels_last);
+  weights = check_weights(op, weights, shape, accumulation_dtype(x.scalar_type()), x);
+  Tensor grad_logits = allocate({shape.samples, shape.branches, shape.channels}, x.scalar_type(), x);
+  dispatch(x.scalar_type(), [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+    const GradLogits<T> args{shape, rows_of<const T>(grad_y, shape.channels_last), checked.rows<T>()};
+    const int64_t columns = shape.branches * shape.channels;
+    std::vector<A> sums(shape.samples * columns);
+    for_sums(
+        shape, (shape.branches + 1) * map_bytes<T>(shape), columns, sums.data(),
+        [&](int64_t n, int64_t first, int64_t last, A* sums) { kernels.grad_weights(args, n, first, last, sums); });
+    for (int64_t n = 0; n < shape.samples; ++n)
+      kernels.grad_logits(shape, input<A>(weights), sums.data() + n * columns, output<T>(grad_logits), n);
+  });
+  return grad_logits;
+}
+
+std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights, std::optional<Tensor> grad_pooled,
+                                                  bool stacked, bool channels_last, int64_t needs) {
+  const char* op = "select_branches_grad_branches";
+  const Shape shape = check_grad_branches(op, grad_y, weights, grad_pooled, channels_last);
+  grad_y = with_rows(grad_y, channels_last);
+  weights = attnkernels::contiguous(weights);
+  std::vector<Tensor> grads = allocate_grad_branches(grad_y, shape, stacked, needs);
+  dispatch(grad_y.scalar_type(), [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+    std::vector<A> pooled_term(shape.samples * shape.channels);
+    if (grad_pooled) {
+      const Tensor dense = attnkernels::contiguous(*grad_pooled);
+      kernels.scale_up(pooled_term.data(), input<T>(dense), A(1) / A(shape.pixels), pooled_term.size());
+    }
+    GradBranches<T> args{.shape = shape,
+                         .stream = map_bytes<T>(shape) >= cpu::stream_bytes(),
+                         .grad_y = rows_of<const T>(grad_y, channels_last),
+                         .weights = input<A>(weights),
+                         .pooled_term = pooled_term.data(),
+                         .grad_branches = {},
+                         .sample_stride = shape.channels * shape.pixels * (stacked ? shape.branches : 1),
+                         .interleaved = stacked && channels_last};
+    for (int m = 0; m < shape.branches; ++m) {
+      if (stacked)
+        args.grad_branches[m] = output<T>(grads[0]) + (channels_last ? 0 : m * shape.channels * shape.pixels);
+      else if (needs >> m & 1)
+        args.grad_branches[m] = output<T>(grads[m]);
+    }
+    for_units_backwards(shape, (shape.branches + 1) * map_bytes<T>(shape),
+                        [&](int64_t n, int64_t first, int64_t last) { kernels.grad_branches(args, n, first, last); });
+  });
+  return as_branch_order(std::move(grads), shape, stacked);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
+  m.impl("pooled_sum", TORCH_BOX(&pooled_sum));
+  m.impl("select_branches", TORCH_BOX(&select_branches));
+  m.impl("select_branches_grad_logits", TORCH_BOX(&select_branches_grad_logits));
+  m.impl("select_branches_grad_branches", TORCH_BOX(&select_branches_grad_branches));
+}
+
+}  // namespace
+}  // namespace attnkernels::selective_kernel
