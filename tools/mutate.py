@@ -28,7 +28,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tools import emulated
 
@@ -36,7 +35,9 @@ ROOT = emulated.ROOT
 WORK = ROOT / "build" / "mutate"
 EQUIVALENT = ROOT / "tests" / "emulation" / "equivalent_mutants"
 
-BARRIER = re.compile(r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|[\w.()]+\.(?:sync|barrier_\w+)\([^()]*\);")
+BARRIER = re.compile(
+    r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|[\w.():]+\.(?:sync|barrier_\w+)\([^()]*\);"
+)
 COMPARISON = re.compile(r" (<|>=) ")
 CONDITION = re.compile(r"\bif \(")
 # What a condition of `?:` can begin behind, outside parentheses of its own.
@@ -144,7 +145,9 @@ class Workplace:
         start = time.monotonic()
         environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
         try:
-            done = subprocess.run([self.folder / mode / self.room], env=environment, capture_output=True, timeout=timeout)
+            done = subprocess.run(
+                [self.folder / mode / self.room], env=environment, capture_output=True, timeout=timeout
+            )
         except subprocess.TimeoutExpired:
             return f"{mode}: ran for more than {timeout:.0f} s", timeout
         return ("" if done.returncode == 0 else f"{mode}: exit code {done.returncode}"), time.monotonic() - start
@@ -235,7 +238,9 @@ def main() -> None:
             print("\n".join(map(str, chosen)))
             continue
         survivors, left_out = check(room, chosen, arguments.jobs, arguments.minutes)
-        print(f"{room}: {len(chosen) - left_out - len(survivors)} killed, {len(survivors)} survived, {left_out} not run")
+        print(
+            f"{room}: {len(chosen) - left_out - len(survivors)} killed, {len(survivors)} survived, {left_out} not run"
+        )
         for mutant in survivors:
             row = dict(zip(("file", "kind", "before", "after", "nth"), mutant.key(), strict=True))
             print(json.dumps({**row, "reason": ""}))

@@ -1,4 +1,4 @@
-"""`python -m tools.budgets [--update] [--source SOURCE] [ROOM ...]`: compare with the committed table, or rewrite it."""
+"""`python -m tools.budgets [--update] [--source SOURCE] [ROOM ...]`: compare with the table, or rewrite it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def main() -> None:
                 continue
             problems, rows = measure(source, room)
             print(f"{source} {room}: {len(rows)} rows, {len(problems)} differ")
-            print("".join(f"  {problem}\n" for problem in problems), end="")
             if arguments.update:
                 update(source, room, rows)
+            else:
+                print("".join(f"  {problem}\n" for problem in problems), end="")
             failed |= bool(problems) and not arguments.update
     sys.exit(failed)
 

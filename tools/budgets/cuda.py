@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARY = ROOT / "attnkernels" / "_C_cuda.so"
 COMPILER = "nvcc"
 ARCHITECTURES = ("75", "80", "90", "100", "120")  # 86 and 89 run what 80 runs, with fewer threads
+RESERVED_SHARED = 1024  # from sm_90 on, ptxas counts the bytes that the driver reserves in each block
 # As setup.py compiles them.
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA"]
 
@@ -98,7 +99,9 @@ def _library_is_current(room: str) -> bool:
 
 def _rows_of_library(room: str, architectures: tuple[str, ...], folder: Path) -> Iterator[dict]:
     """The rows of the kernels in namespace attnkernels::<room>, for those of the architectures that were built."""
-    subprocess.run([cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True)
+    subprocess.run(
+        [cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True
+    )
     for cubin in sorted(folder.glob("*.cubin")):
         architecture = cubin.suffixes[-2].removeprefix(".sm_")
         if architecture in architectures:
@@ -118,11 +121,14 @@ def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterat
     block_sizes = _block_sizes(_output("cuobjdump", "-elf", cubin))
     widths = _widths(_output("nvdisasm", cubin))
     found = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    names = subprocess.run(["c++filt"], input="\n".join(name for name, *_ in found), capture_output=True, text=True, check=True)
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(name for name, *_ in found), capture_output=True, text=True, check=True
+    )
     for (mangled, *numbers), demangled in zip(found, names.stdout.splitlines(), strict=True):
         if namespace not in demangled:
             continue
         registers, stack, shared, local = map(int, numbers)
+        shared -= RESERVED_SHARED if int(architecture) >= 90 and shared >= RESERVED_SHARED else 0
         threads = block_sizes.get(mangled, 1024)  # what ptxas assumes of a kernel without __launch_bounds__
         load_bits, store_bits = widths[mangled]
         figures = {
@@ -144,7 +150,9 @@ def _output(tool: str, *arguments: str | Path) -> str:
 def _block_sizes(listing: str) -> dict[str, int]:
     """Threads of a block, from the attribute that __launch_bounds__ leaves in the section .nv.info.<kernel>."""
     sizes, kernel = {}, ""
-    for match in re.finditer(r"^\.nv\.info\.(\S+)|EIATTR_MAX_THREADS\s+Format:\s+\S+\s+Value:\s+([^\n]+)", listing, re.MULTILINE):
+    for match in re.finditer(
+        r"^\.nv\.info\.(\S+)|EIATTR_MAX_THREADS\s+Format:\s+\S+\s+Value:\s+([^\n]+)", listing, re.MULTILINE
+    ):
         if match.group(1):
             kernel = match.group(1)
         else:

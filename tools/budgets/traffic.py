@@ -1,7 +1,7 @@
 """Bytes that the CUDA kernels move, counted by the host emulation on the cases of tests/emulation/traffic/<room>.py.
 
-A case file has `CASES: list[TrafficCase]`. Counting runs in a process of its own, `python -m tools.budgets.traffic ROOM`,
-because one process holds either the plain emulated library or the one that counts.
+A case file has `CASES: list[TrafficCase]`. Counting runs in a process of its own (`python -m
+tools.budgets.traffic ROOM`): one process holds either the plain emulated library or the one that counts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def count(room: str) -> Iterator[dict]:
             access = "write" if row.write else "read"
             yield {**common, "kernel": row.kernel, "buffer": row.buffer, "access": access, "figures": figures}
         for row in traffic.shared:
-            yield {**common, "kernel": row.kernel, "buffer": "shared", "figures": {"conflicts": round(row.conflicts, 3)}}
+            yield {
+                **common,
+                "kernel": row.kernel,
+                "buffer": "shared",
+                "figures": {"conflicts": round(row.conflicts, 3)},
+            }
 
 
 if __name__ == "__main__":
