@@ -2,8 +2,8 @@
 // (channels of [N, HW, C], and weights). Sums take a Source, element-wise work takes a Map, both with pointers to the
 // first element that is walked:
 //
-//   Source  moved(offset)    fetch<W>(index, row) -> Loaded<W>    add(loaded, Sum sums[W])    keep(loaded, copy's index)
-//   Map     moved(offset)    fetch<W>(index, copy's index)        apply(index, loaded, coefficients)
+//   Source  moved(offset)    fetch<W>(index, row) -> Loaded<W>    add(loaded, Sum sums[W])    keep(loaded, copy's
+//   index) Map     moved(offset)    fetch<W>(index, copy's index)        apply(index, loaded, coefficients)
 //
 // where the copy is one in shared memory. Both tell by `vectorised` whether all their pointers are equally aligned, by
 // misaligned() how, and by kInFlight how many fetches registers hold at once: two or four of 16 bytes per thread and
@@ -45,19 +45,19 @@ __device__ __forceinline__ void split_range(int length, bool vectorised, int mis
 template <class Source>
 __device__ __forceinline__ typename Source::Sum sum_range(const Source& source, int length, int lane, int lanes) {
   typename Source::Sum total = 0;
-  split_range<Source::kWidth>(
-      length, source.vectorised, source.misaligned(), lane, lanes,
-      [&](auto width, int first, int last, int step, auto at) {
-        constexpr int kW = decltype(width)::value;
-        strided<Source::kInFlight>(first, last, step, [&](int i) { return source.template fetch<kW>(at(i), 0); },
-                                   [&](int i, const auto& loaded) {
-                                     typename Source::Sum sums[kW] = {};
-                                     source.add(loaded, sums);
+  split_range<Source::kWidth>(length, source.vectorised, source.misaligned(), lane, lanes,
+                              [&](auto width, int first, int last, int step, auto at) {
+                                constexpr int kW = decltype(width)::value;
+                                strided<Source::kInFlight>(
+                                    first, last, step, [&](int i) { return source.template fetch<kW>(at(i), 0); },
+                                    [&](int i, const auto& loaded) {
+                                      typename Source::Sum sums[kW] = {};
+                                      source.add(loaded, sums);
 #pragma unroll
-                                     for (int k = 0; k < kW; ++k) total += sums[k];
-                                     source.keep(loaded, at(i));
-                                   });
-      });
+                                      for (int k = 0; k < kW; ++k) total += sums[k];
+                                      source.keep(loaded, at(i));
+                                    });
+                              });
   return total;
 }
 
@@ -101,12 +101,12 @@ __device__ void sum_columns(const Source& source, int rows, int64_t pitch, int c
     const int column = (start + threadIdx.x % lanes) * kWidth;
     if (group < groups) {
       typename Source::Sum sums[kWidth] = {};
-      strided<Source::kInFlight>(group, rows, groups,
-                                 [&](int i) { return source.template fetch<kWidth>(i * pitch + column, i); },
-                                 [&](int i, const auto& loaded) {
-                                   source.add(loaded, sums);
-                                   source.keep(loaded, i * columns + column);
-                                 });
+      strided<Source::kInFlight>(
+          group, rows, groups, [&](int i) { return source.template fetch<kWidth>(i * pitch + column, i); },
+          [&](int i, const auto& loaded) {
+            source.add(loaded, sums);
+            source.keep(loaded, i * columns + column);
+          });
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) cells[threadIdx.x * kWidth + k] = sums[k];
     }
@@ -131,8 +131,8 @@ struct ColumnCoefficients {
   __device__ __forceinline__ A shift(int k) const { return shifts[k]; }
 };
 
-// map.apply over `length` elements (at most 2^30) of planes of `pixels`, from element `start` of the first on; scale and
-// shift (null: zeros) start with that plane.
+// map.apply over `length` elements (at most 2^30) of planes of `pixels`, from element `start` of the first on; scale
+// and shift (null: zeros) start with that plane.
 template <class Map, class A>
 __device__ void map_planes(const Map& map, int length, int64_t pixels, int64_t start, const A* scale, const A* shift) {
   // Offsets in 32 bits: of planes longer than 2^31 only the end of the first matters.
@@ -141,25 +141,27 @@ __device__ void map_planes(const Map& map, int length, int64_t pixels, int64_t s
   const uint32_t first_offset = uint32_t(pixels > kLongest ? max(kLongest - (pixels - start), int64_t(0)) : start);
   // A vector may lie in two planes, not in more.
   const bool vectorised = map.vectorised && plane_size >= uint32_t(Map::kWidth);
-  split_range<Map::kWidth>(
-      length, vectorised, map.misaligned(), threadIdx.x, blockDim.x,
-      [&](auto width, int first, int last, int step, auto at) {
-        constexpr int kW = decltype(width)::value;
-        strided<Map::kInFlight>(first, last, step, [&](int i) { return map.template fetch<kW>(at(i), at(i)); },
-                                [&](int i, const auto& loaded) {
-                                  const uint32_t offset = first_offset + at(i), plane = offset / plane_size;
-                                  PlaneCoefficients<A> coefficients{};
-                                  coefficients.boundary = int(min(plane_size - offset % plane_size, uint32_t(kW)));
-                                  const uint32_t next = coefficients.boundary < kW ? plane + 1 : plane;
-                                  if (scale) coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
-                                  if (shift) coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
-                                  map.apply(at(i), loaded, coefficients);
-                                });
-      });
+  split_range<Map::kWidth>(length, vectorised, map.misaligned(), threadIdx.x, blockDim.x,
+                           [&](auto width, int first, int last, int step, auto at) {
+                             constexpr int kW = decltype(width)::value;
+                             strided<Map::kInFlight>(
+                                 first, last, step, [&](int i) { return map.template fetch<kW>(at(i), at(i)); },
+                                 [&](int i, const auto& loaded) {
+                                   const uint32_t offset = first_offset + at(i), plane = offset / plane_size;
+                                   PlaneCoefficients<A> coefficients{};
+                                   coefficients.boundary = int(min(plane_size - offset % plane_size, uint32_t(kW)));
+                                   const uint32_t next = coefficients.boundary < kW ? plane + 1 : plane;
+                                   if (scale)
+                                     coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
+                                   if (shift)
+                                     coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
+                                   map.apply(at(i), loaded, coefficients);
+                                 });
+                           });
 }
 
-// map.apply over `rows` rows of `columns` columns of a matrix with `pitch` elements a row; scale and shift (null: zeros)
-// by column.
+// map.apply over `rows` rows of `columns` columns of a matrix with `pitch` elements a row; scale and shift (null:
+// zeros) by column.
 template <int kWidth, class Map, class A>
 __device__ void map_columns(const Map& map, int rows, int64_t pitch, int columns, int max_lanes, const A* scale,
                             const A* shift) {

@@ -15,9 +15,9 @@ Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_nee
     config.block = dim3(plan.threads);
     config.cluster = dim3(plan.cluster);
     config.shared_bytes = plan.shared_bytes;
-    return result("squeeze_excite_backward_single_pass",
-                  launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels,
-                         plan.sums.staged));
+    return result(
+        "squeeze_excite_backward_single_pass",
+        launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
   }
   for (int64_t first = 0; first < shape.samples; first += plan.wave) {
     BackwardArguments<T> wave = a;
@@ -83,8 +83,8 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   if (plan.cluster) a.map_vectorised = a.sums_vectorised = a.map_vectorised && a.sums_vectorised;
   a.output_reuse = !plan.cluster && plan.wave < shape.samples ? Reuse::kOnce : Reuse::kLikely;
 
-  const bool weights_needed = tensors.grad_expand_weight || tensors.grad_expand_bias || tensors.grad_reduce_weight ||
-                              tensors.grad_reduce_bias;
+  const bool weights_needed =
+      tensors.grad_expand_weight || tensors.grad_expand_bias || tensors.grad_reduce_weight || tensors.grad_reduce_bias;
   if (shape.samples && shape.channels) {
     const Result passes = run_passes<T, kChannelsLast>(a, plan, tensors.grad_x || weights_needed, stream);
     if (passes.error) return passes;

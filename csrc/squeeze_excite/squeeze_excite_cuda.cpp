@@ -65,7 +65,7 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
   STD_TORCH_CHECK((activation | 1) == 1 && (gate | 1) == 1 && (output_activation | 1) == 1,
                   "squeeze_excite: activation, gate, output_activation: expected 0 or 1");
   const bool channels_last = is_channels_last(x);
-  return {as_layout(x, channels_last),
+  return {attnkernels::as_layout(x, channels_last),
           channels_last,
           attnkernels::contiguous(reduce_weight),
           attnkernels::contiguous(reduce_bias),
@@ -78,6 +78,11 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
 
 const void* input(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 void* output(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
+
+Optional as_layout(const Optional& tensor, bool channels_last) {
+  if (!tensor) return std::nullopt;
+  return attnkernels::as_layout(*tensor, channels_last);
+}
 
 void check(const Result& result) {
   STD_TORCH_CHECK(!result.error, "squeeze_excite: ", result.kernel, ": ", result.error);
@@ -107,11 +112,11 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const Optional& reduc
                                           const Tensor& expand_weight, const Optional& expand_bias,
                                           const Optional& residual, int64_t activation, int64_t gate,
                                           int64_t output_activation) {
-  const Call call = checked_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
-                                 output_activation);
+  const Call call =
+      checked_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   if (residual) check_map("residual", *residual, x);
   const DeviceGuard guard(x.get_device_index());
-  const Optional added = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
+  const Optional added = as_layout(residual, call.channels_last);
   const ScalarType sum = accumulation_dtype(x.scalar_type());
   Tensor y = allocate(x.sizes(), x.scalar_type(), x, call.channels_last);
   Tensor saved = allocate({call.shape.samples, call.shape.saved_columns()}, sum, x);
@@ -130,11 +135,11 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const Optional& reduc
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
-    const Tensor& grad_y, const Tensor& x, const Optional& y, const Optional& reduce_weight, const Optional& reduce_bias,
-    const Tensor& expand_weight, const Optional& expand_bias, const Tensor& saved, int64_t activation, int64_t gate,
-    int64_t output_activation, int64_t needs) {
-  const Call call = checked_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
-                                 output_activation);
+    const Tensor& grad_y, const Tensor& x, const Optional& y, const Optional& reduce_weight,
+    const Optional& reduce_bias, const Tensor& expand_weight, const Optional& expand_bias, const Tensor& saved,
+    int64_t activation, int64_t gate, int64_t output_activation, int64_t needs) {
+  const Call call =
+      checked_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   check_map("grad_y", grad_y, x);
   if (y) check_map("y", *y, x);
   STD_TORCH_CHECK(y || !output_activation, "squeeze_excite: y: expected a tensor, as there is an output activation");
@@ -143,9 +148,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
                       saved.numel() == call.shape.samples * call.shape.saved_columns(),
                   "squeeze_excite: saved: expected what the forward gave");
   const DeviceGuard guard(x.get_device_index());
-  const bool clipped = output_activation != 0;
-  const Tensor grad = as_layout(grad_y, call.channels_last);
-  const Optional clipped_y = clipped ? Optional(as_layout(*y, call.channels_last)) : std::nullopt;
+  const Tensor grad = attnkernels::as_layout(grad_y, call.channels_last);
+  const Optional clipped_y = output_activation ? as_layout(y, call.channels_last) : std::nullopt;
 
   const auto map = [&](int need) {
     return needs & need ? Optional(allocate(x.sizes(), x.scalar_type(), x, call.channels_last)) : std::nullopt;
@@ -162,8 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
     check(backward(call.type, call.shape, plan,
                    {grad.const_data_ptr(), call.x.const_data_ptr(), input(clipped_y), input(call.reduce_weight),
                     call.expand_weight.const_data_ptr(), saved.const_data_ptr(), output(grad_x), output(grad_residual),
-                    output(grads[0]), output(grads[1]), output(grads[2]), output(grads[3]),
-                    scratch.mutable_data_ptr()},
+                    output(grads[0]), output(grads[1]), output(grads[2]), output(grads[3]), scratch.mutable_data_ptr()},
                    current_stream(x)));
   } else {
     for (Optional& parameter_grad : grads)

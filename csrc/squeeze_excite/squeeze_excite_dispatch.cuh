@@ -24,10 +24,7 @@ auto dispatch(DataType type, Run run) {
   }
 }
 
-// The grid's second dimension is the samples, as many as it can have; the kernels loop over the rest.
-inline dim3 grid_of(int64_t blocks, int64_t samples) {
-  return dim3(unsigned(blocks), unsigned(std::min<int64_t>(samples, 65535)));
-}
+inline dim3 grid_of(int64_t blocks, int64_t samples) { return dim3(unsigned(blocks), unsigned(samples)); }
 
 // How many clusters of a plan run at once on the current device.
 template <class... Parameters>
@@ -38,7 +35,8 @@ int active_clusters(const Plan& plan, void (*kernel)(Parameters...)) {
   // Grid, block, shared memory, stream, attributes: without names, since under emulation two of those are macros.
   const cudaLaunchConfig_t config{dim3(plan.cluster), dim3(plan.threads), plan.shared_bytes, nullptr, &attribute, 1};
   int clusters = 0;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)) != cudaSuccess ||
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)) !=
+          cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
     cudaGetLastError();  // the answer is "none": leave no error behind for the next launch to find
     return 0;

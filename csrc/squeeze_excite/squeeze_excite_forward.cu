@@ -27,8 +27,8 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
     config.block = dim3(plan.threads);
     config.cluster = dim3(plan.cluster);
     config.shared_bytes = plan.shared_bytes;
-    return result("squeeze_excite_single_pass", launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a,
-                                                       plan.channels, plan.sums.staged));
+    return result("squeeze_excite_single_pass",
+                  launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
   }
   Sum* const partial = static_cast<Sum*>(tensors.scratch);
   Sum* const activated = partial + (plan.sums.splits > 1 ? shape.samples * plan.sums.splits * shape.channels : 0);

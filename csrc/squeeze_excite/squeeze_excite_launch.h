@@ -26,7 +26,7 @@ struct BackwardTensors {
   const void *grad_y, *x, *y, *reduce_weight, *expand_weight, *saved;  // y: null without output activation
   void *grad_x, *grad_residual;                                        // null: not needed
   void *grad_reduce_weight, *grad_reduce_bias, *grad_expand_weight, *grad_expand_bias;  // null: not needed
-  void* scratch;  // sum [backward_scratch()]
+  void* scratch;                                                                        // sum [backward_scratch()]
 };
 
 struct Result {

@@ -43,7 +43,8 @@ struct PoolSource {
   }
 };
 
-// The elements of dz = grad_y, or 0 where the output activation clipped: y <= 0 (a NaN passes the gradient, as in torch)
+// The elements of dz = grad_y, or 0 where the output activation clipped: y <= 0 (a NaN passes the gradient, as in
+// torch)
 template <class T, int kW>
 __device__ __forceinline__ Vector<T, kW> clipped(Vector<T, kW> grad, const Vector<T, kW>& y, bool clip) {
   if (clip) {
@@ -69,7 +70,11 @@ struct GradSource {
   };
   __device__ int misaligned() const { return misalignment(x); }
   __device__ GradSource moved(int64_t offset) const {
-    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised, kept ? kept + offset : nullptr,
+    return {grad_y + offset,
+            x + offset,
+            y ? y + offset : nullptr,
+            vectorised,
+            kept ? kept + offset : nullptr,
             kept_x ? kept_x + offset : nullptr};
   }
   // The copy of x lies `stride` elements behind that of dz; stride 0: none.
@@ -144,8 +149,8 @@ struct ScaleMap {
 template <class T>
 struct GradMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
-  const T *grad_y, *y;       // y: null without output activation
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 1;
+  const T *grad_y, *y;        // y: null without output activation
   T *grad_x, *grad_residual;  // or null
   const T* copy;              // dz in shared memory, or null
   Reuse reuse;

@@ -13,10 +13,10 @@
 namespace attnkernels::squeeze_excite {
 
 struct Limits {
-  int compute_capability;         // 90 for 9.0
+  int compute_capability;  // 90 for 9.0
   int multiprocessors;
   int64_t l2_bytes;
-  int64_t shared_bytes_per_block;  // the opt-in limit
+  int64_t shared_bytes_per_block;            // the opt-in limit
   int threads = 256, cluster_threads = 512;  // of a block; a cluster's may be alone on its multiprocessor
 };
 
@@ -38,12 +38,13 @@ struct Tiles {
 };
 
 struct Plan {
-  int cluster = 0;            // blocks that hold one sample in their shared memory; 0: two passes over x
-  int64_t channels = 0;       // of a block of the cluster
-  int threads = 0;            // of a block of the cluster
-  size_t shared_bytes = 0;    // of a block of the cluster
-  bool fused_hidden = false;  // two passes, forward: the second computes the hidden layer itself, without a kernel in between
-  int64_t wave = 0;           // two passes: samples whose second pass follows before the next samples' first
+  int cluster = 0;          // blocks that hold one sample in their shared memory; 0: two passes over x
+  int64_t channels = 0;     // of a block of the cluster
+  int threads = 0;          // of a block of the cluster
+  size_t shared_bytes = 0;  // of a block of the cluster
+  bool fused_hidden =
+      false;         // two passes, forward: the second computes the hidden layer itself, without a kernel in between
+  int64_t wave = 0;  // two passes: samples whose second pass follows before the next samples' first
   Tiles sums, map;
   const char* reason = "";
 };
@@ -51,7 +52,8 @@ struct Plan {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Weights of the hidden layer that every block of the second pass may read: less than the x that it reads (16 to 64 KB).
+// Weights of the hidden layer that every block of the second pass may read: less than the x that it reads (16 to 64
+// KB).
 inline constexpr int64_t kFusedHiddenBytes = 32 * 1024;
 // Vectors that one block keeps in shared memory between steps (means, hidden): six blocks still fit a multiprocessor of
 // the architectures that have the least shared memory.
@@ -65,6 +67,8 @@ inline constexpr int64_t kStagedPlaneBytes = 1024;
 inline constexpr int64_t kColumnVectors = 32;
 // Pixels or elements that one block walks: they are counted in 32 bits.
 inline constexpr int64_t kLongestWalk = int64_t(1) << 30;
+// A grid's second dimension, which counts samples.
+inline constexpr int64_t kMostSamples = 65535;
 // Planes touched by one block of the scaling pass (their gates lie in shared memory).
 inline constexpr int64_t kMappedPlanes = 1024;
 
@@ -90,7 +94,8 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     // Four pixels a thread: as many loads as are in flight.
     const int64_t most = may_split(shape, size) ? std::max<int64_t>(1, shape.pixels / (4 * rows)) : 1;
-    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
+    tiles.splits =
+        std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     tiles.shared_bytes = size_t(tiles.threads * size.vector() * size.sum);
@@ -104,7 +109,8 @@ inline Tiles plan_sums(const Shape& shape, ElementSize size, const Limits& limit
     tiles.channels = std::min({kStagedBytes / plane_bytes, even, int64_t(tiles.threads), shape.channels});
     tiles.channels = std::max<int64_t>(1, tiles.channels);
     tiles.lanes = power_of_two_lanes(ceil_div(plane_bytes, 16));
-    tiles.shared_bytes = size_t(operands * round_up(tiles.channels * shape.pixels + size.vector(), size.vector()) * size.element);
+    tiles.shared_bytes =
+        size_t(operands * round_up(tiles.channels * shape.pixels + size.vector(), size.vector()) * size.element);
   } else {
     const int64_t warps = tiles.threads / 32, planes = shape.samples * shape.channels;
     // More warps a plane while there are fewer than 32 of them on each multiprocessor, down to 1 KB each.
@@ -134,7 +140,8 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
     tiles.tiles = ceil_div(shape.channels, tiles.channels);
     const int64_t rows = std::max<int64_t>(1, tiles.threads / (tiles.channels / size.vector()));
     const int64_t most = std::max<int64_t>(1, shape.pixels / (4 * rows));
-    tiles.splits = std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
+    tiles.splits =
+        std::max(std::min(ceil_div(wanted, shape.samples * tiles.tiles), most), ceil_div(shape.pixels, kLongestWalk));
     tiles.span = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.splits));
     tiles.splits = std::max<int64_t>(1, ceil_div(shape.pixels, tiles.span));
     return tiles;
@@ -142,8 +149,8 @@ inline Tiles plan_map(const Shape& shape, ElementSize size, const Limits& limits
   const int64_t elements = std::max<int64_t>(1, shape.channels * shape.pixels);
   const int64_t chunk = 4 * tiles.threads * size.vector();  // four loads in flight by each thread
   const int64_t blocks = std::clamp<int64_t>(ceil_div(wanted, shape.samples), 1, ceil_div(elements, chunk));
-  tiles.span = std::min({round_up(ceil_div(elements, blocks), chunk), kLongestWalk,
-                         kMappedPlanes * std::max<int64_t>(1, shape.pixels)});
+  tiles.span = std::min(
+      {round_up(ceil_div(elements, blocks), chunk), kLongestWalk, kMappedPlanes * std::max<int64_t>(1, shape.pixels)});
   tiles.splits = ceil_div(elements, tiles.span);
   tiles.channels = std::min(shape.channels, ceil_div(tiles.span, std::max<int64_t>(1, shape.pixels)) + 1);
   return tiles;
@@ -155,7 +162,8 @@ inline size_t cluster_shared_bytes(const Shape& shape, ElementSize size, int64_t
   const int64_t data = resident * round_up(channels * shape.pixels + size.vector(), size.vector()) * size.element;
   const int64_t gathered = shape.hidden ? 2 * shape.hidden : shape.channels;
   const bool columns = shape.channels_last || backward;  // sums over columns need a cell per thread and vector lane
-  const int64_t cells = std::max<int64_t>(columns ? threads * size.vector() : 0, std::max<int64_t>(channels, threads / 32));
+  const int64_t cells =
+      std::max<int64_t>(columns ? threads * size.vector() : 0, std::max<int64_t>(channels, threads / 32));
   return size_t(data + (2 * channels + gathered + cells) * size.sum);
 }
 
@@ -180,8 +188,8 @@ inline Plan plan_single_pass(const Shape& shape, ElementSize size, const Limits&
   // The largest portable cluster: more multiprocessors share a sample's weights and latencies.
   for (int cluster : {8}) {
     const int64_t channels = round_up(ceil_div(shape.channels, cluster), sector);
-    const size_t bytes = cluster_shared_bytes(shape, size, channels, plan.threads,
-                                              resident_operands(shape, size, backward), backward);
+    const size_t bytes =
+        cluster_shared_bytes(shape, size, channels, plan.threads, resident_operands(shape, size, backward), backward);
     if (int64_t(bytes) > limits.shared_bytes_per_block) continue;
     plan.cluster = cluster;
     plan.channels = channels;
@@ -203,9 +211,9 @@ inline Plan plan_two_passes(const Shape& shape, ElementSize size, const Limits& 
   // Half of the cache for what the first pass reads: the second finds it there.
   const int64_t sample_bytes = std::max<int64_t>(1, shape.channels * shape.pixels * size.element * (backward ? 2 : 1));
   const int64_t waves = ceil_div(shape.samples * sample_bytes, std::max<int64_t>(1, limits.l2_bytes / 2));
-  plan.wave = std::max<int64_t>(1, ceil_div(shape.samples, std::max<int64_t>(1, waves)));
+  plan.wave = std::clamp<int64_t>(ceil_div(shape.samples, std::max<int64_t>(1, waves)), 1, kMostSamples);
   Shape wave = shape;
-  wave.samples = std::max<int64_t>(1, std::min(shape.samples, plan.wave));
+  wave.samples = plan.wave;
   plan.sums = plan_sums(wave, size, limits, backward ? 2 : 1);
   plan.map = plan_map(wave, size, limits);
   const int64_t staged_means = !backward && plan.sums.splits > 1 ? shape.channels : 0;
@@ -226,7 +234,8 @@ Plan plan_forward(const Shape& shape, ElementSize size, const Limits& limits, Ac
 }
 
 template <class ActiveClusters>
-Plan plan_backward(const Shape& shape, ElementSize size, const Limits& limits, int needs, ActiveClusters active_clusters) {
+Plan plan_backward(const Shape& shape, ElementSize size, const Limits& limits, int needs,
+                   ActiveClusters active_clusters) {
   if (!(needs & kNeedsX)) return plan_two_passes(shape, size, limits, true, "only grad_x needs a second pass over dz");
   const Plan plan = plan_single_pass(shape, size, limits, true);
   if (!plan.cluster) return plan_two_passes(shape, size, limits, true, plan.reason);

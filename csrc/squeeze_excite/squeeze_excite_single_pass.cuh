@@ -93,7 +93,7 @@ __device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab
 
 // y = output_activation(x gate(W2 activation(W1 mean(x) + b1) + b2) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
+__global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
     squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
@@ -139,12 +139,8 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
                   saved[shape.channels + shape.hidden + c] = slab.scale[j];
                 });
   __syncthreads();
-  const ScaleMap<T> map{nullptr,
-                        a.residual ? a.residual + offset : nullptr,
-                        a.y + offset,
-                        nullptr,
-                        shape.output_activation == OutputActivation::kRelu,
-                        a.output_reuse,
+  const ScaleMap<T> map{nullptr,     a.residual ? a.residual + offset : nullptr,         a.y + offset,
+                        nullptr,     shape.output_activation == OutputActivation::kRelu, a.output_reuse,
                         a.vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(nullptr));
 #endif
@@ -152,7 +148,7 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
 
 // grad_x = dz g + ds / pixels, grad_residual = dz; dz stays in shared memory while x streams by
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
+__global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
     squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool staged) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
@@ -197,13 +193,8 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocks<T> / 2)
                      slab.means[c] = sum / Sum(shape.pixels);
                      slab.scale[c] = gates[c];
                    });
-  const GradMap<T> map{nullptr,
-                       nullptr,
-                       a.grad_x + offset,
-                       a.grad_residual ? a.grad_residual + offset : nullptr,
-                       nullptr,
-                       a.output_reuse,
-                       a.map_vectorised};
+  const GradMap<T> map{nullptr, nullptr,        a.grad_x + offset, a.grad_residual ? a.grad_residual + offset : nullptr,
+                       nullptr, a.output_reuse, a.map_vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(slab.means));
 #endif
 }

@@ -6,10 +6,10 @@
 namespace attnkernels::squeeze_excite {
 
 inline constexpr int kThreads = 256;  // Limits::threads, and those of the kernels between the passes
-// Blocks that a multiprocessor has registers for: 64 a thread keep 32 KB underway; double needs more registers and
-// has more bytes in each.
+// Blocks that a multiprocessor must at least have registers for: 80 a thread, 128 for double. Unbounded, the compiler
+// spills a few to reach an occupancy that these kernels do not need.
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
+inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
 // Samples that share one reading of the weights in the hidden layer's own kernel.
 inline constexpr int kHiddenSamples = 4;
 
@@ -32,12 +32,12 @@ struct ForwardArguments {
 template <class T>
 struct BackwardArguments {
   using Sum = accumulate_t<T>;
-  const T *grad_y, *x, *y;     // y: null without output activation
-  T *grad_x, *grad_residual;   // or null
-  const Sum* saved;            // [N, 2 C + rd]
-  Sum* partial;                // [N, splits, C] sums of dz x
-  Sum* grad_logits;            // [N, C] dv
-  Sum* grad_hidden;            // [N, rd] du
+  const T *grad_y, *x, *y;    // y: null without output activation
+  T *grad_x, *grad_residual;  // or null
+  const Sum* saved;           // [N, 2 C + rd]
+  Sum* partial;               // [N, splits, C] sums of dz x
+  Sum* grad_logits;           // [N, C] dv
+  Sum* grad_hidden;           // [N, rd] du
   Parameters<T> parameters;
   Shape shape;
   bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
@@ -93,17 +93,15 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArg
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const Shape& shape = a.shape;
-  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
-    const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
-    sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
-      if (tiles.splits == 1) {
-        a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
-      } else {
-        a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
-      }
-    });
-    __syncthreads();
-  }
+  const int64_t n = blockIdx.y;
+  const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
+  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+    if (tiles.splits == 1) {
+      a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
+    } else {
+      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+    }
+  });
 }
 
 // The means of sample n: where they were saved, or added up from the splits' sums into `staged` [C] (and saved by one).
@@ -125,7 +123,7 @@ __device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int
 
 // activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r])      a warp for each r
 template <class T>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_hidden(const ForwardArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_hidden(const ForwardArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kW = kVectorWidth<T>;
   SHARED_DYNAMIC(Sum, staged);
@@ -134,41 +132,38 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_hidden(const ForwardA
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const T* const weights = a.parameters.reduce_weight + row * shape.channels;
   const bool vectorised = shape.channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0;
-  for (int64_t first = int64_t(blockIdx.y) * kHiddenSamples; first < shape.samples;
-       first += int64_t(gridDim.y) * kHiddenSamples) {
-    const Sum* means[kHiddenSamples];
+  const int64_t first = int64_t(blockIdx.y) * kHiddenSamples;
+  const Sum* means[kHiddenSamples];
 #pragma unroll
-    for (int s = 0; s < kHiddenSamples; ++s) {  // past the last sample: that one again, and its result dropped
-      const int64_t n = min(first + s, shape.samples - 1);
-      means[s] = sample_means(a, n, staged + s * shape.channels, blockIdx.x == 0 && first + s == n);
-    }
-    __syncthreads();
-    Sum sums[kHiddenSamples] = {};
-    if (row < shape.hidden) {
-      const auto multiply = [&](int k, const auto& loaded) {
+  for (int s = 0; s < kHiddenSamples; ++s) {  // past the last sample: that one again, and its result dropped
+    const int64_t n = min(first + s, shape.samples - 1);
+    means[s] = sample_means(a, n, staged + s * shape.channels, blockIdx.x == 0 && first + s == n);
+  }
+  __syncthreads();
+  Sum sums[kHiddenSamples] = {};
+  if (row < shape.hidden) {
+    const auto multiply = [&](int k, const auto& loaded) {
 #pragma unroll
-        for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) {
+      for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) {
 #pragma unroll
-          for (int s = 0; s < kHiddenSamples; ++s) sums[s] += loaded.get(i) * means[s][k + i];
-        }
-      };
-      const int channels = int(shape.channels);
-      if (vectorised) {
-        strided<2>(lane * kW, channels, 32 * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
-      } else {
-        strided<2>(lane, channels, 32, [&](int k) { return load<1>(weights + k); }, multiply);
+        for (int s = 0; s < kHiddenSamples; ++s) sums[s] += loaded.get(i) * means[s][k + i];
       }
+    };
+    const int channels = int(shape.channels);
+    if (vectorised) {
+      strided<2>(lane * kW, channels, 32 * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
+    } else {
+      strided<2>(lane, channels, 32, [&](int k) { return load<1>(weights + k); }, multiply);
     }
+  }
 #pragma unroll
-    for (int s = 0; s < kHiddenSamples; ++s) {
-      const Sum sum = sum_lanes(sums[s], 32);
-      if (lane == 0 && row < shape.hidden && first + s < shape.samples) {
-        const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[row]) : sum;
-        a.saved[(first + s) * shape.saved_columns() + shape.channels + row] = u;
-        a.activated[(first + s) * shape.hidden + row] = activate(u, shape.activation);
-      }
+  for (int s = 0; s < kHiddenSamples; ++s) {
+    const Sum sum = sum_lanes(sums[s], 32);
+    if (lane == 0 && row < shape.hidden && first + s < shape.samples) {
+      const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[row]) : sum;
+      a.saved[(first + s) * shape.saved_columns() + shape.channels + row] = u;
+      a.activated[(first + s) * shape.hidden + row] = activate(u, shape.activation);
     }
-    __syncthreads();
   }
 }
 
@@ -194,12 +189,12 @@ __device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
 }
 
 template <bool kChannelsLast, class Map, class Sum>
-__device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale, const Sum* shift) {
+__device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale,
+                         const Sum* shift) {
   constexpr int kW = Map::kWidth;
   const int columns = int(range.count), rows = int(range.end - range.begin);  // or elements, of planes
   if constexpr (!kChannelsLast) {
-    map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels,
-               scale, shift);
+    map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels, scale, shift);
   } else if (map.vectorised && columns % kW == 0) {
     map_columns<kW>(map.moved(range.begin * shape.channels + range.first), rows, shape.channels, columns,
                     kColumnVectors, scale, shift);
@@ -211,7 +206,8 @@ __device__ void map_tile(const Map& map, const Shape& shape, const MapRange& ran
 
 // y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
@@ -219,41 +215,39 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_scale(con
   Sum* const staged_means = gates + tiles.channels + 2;
   Sum* const activated = staged_means + (a.sum_splits > 1 ? shape.channels : 0);
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
-    const int64_t n = shape.samples - 1 - sample;
-    Sum* const saved = a.saved + n * shape.saved_columns();
-    const Sum* input = a.activated + n * shape.hidden;
-    if (a.fused_hidden || !shape.hidden) {
-      input = sample_means(a, n, staged_means, blockIdx.x == 0);
-      __syncthreads();
-    }
-    if (a.fused_hidden) {
-      multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), input,
-                    [&](int r, Sum sum) {
-                      const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
-                      activated[r] = activate(u, shape.activation);
-                      if (blockIdx.x == 0) saved[shape.channels + r] = u;
-                    });
-      __syncthreads();
-      input = activated;
-    }
-    const int64_t width = shape.hidden ? shape.hidden : shape.channels;
-    multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
-                  [&](int j, Sum sum) {
-                    const int64_t c = range.first + j;
-                    const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
-                    gates[j] = open_gate(v, shape.gate);
-                    // Saved by the block that has the channel's first pixel.
-                    if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
-                      saved[shape.channels + shape.hidden + c] = gates[j];
-                  });
-    __syncthreads();
-    const int64_t offset = n * shape.channels * shape.pixels;
-    const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr, a.y + offset,
-                          nullptr, shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised};
-    map_tile<kChannelsLast>(map, shape, range, gates, static_cast<const Sum*>(nullptr));
+  const int64_t n = gridDim.y - 1 - blockIdx.y;
+  Sum* const saved = a.saved + n * shape.saved_columns();
+  const Sum* input = a.activated + n * shape.hidden;
+  if (a.fused_hidden || !shape.hidden) {
+    input = sample_means(a, n, staged_means, blockIdx.x == 0);
     __syncthreads();
   }
+  if (a.fused_hidden) {
+    multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), input,
+                  [&](int r, Sum sum) {
+                    const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
+                    activated[r] = activate(u, shape.activation);
+                    if (blockIdx.x == 0) saved[shape.channels + r] = u;
+                  });
+    __syncthreads();
+    input = activated;
+  }
+  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+  multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
+                [&](int j, Sum sum) {
+                  const int64_t c = range.first + j;
+                  const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
+                  gates[j] = open_gate(v, shape.gate);
+                  // Saved by the block that has the channel's first pixel.
+                  if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
+                    saved[shape.channels + shape.hidden + c] = gates[j];
+                });
+  __syncthreads();
+  const int64_t offset = n * shape.channels * shape.pixels;
+  const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr,         a.y + offset,
+                        nullptr,      shape.output_activation == OutputActivation::kRelu, a.output_reuse,
+                        a.vectorised};
+  map_tile<kChannelsLast>(map, shape, range, gates, static_cast<const Sum*>(nullptr));
 }
 
 // partial[n, split, c] = sum_p dz[n, c, p] x[n, c, p]
@@ -263,14 +257,12 @@ __global__ void __launch_bounds__(kThreads)
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const Shape& shape = a.shape;
-  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
-    const int64_t offset = n * shape.channels * shape.pixels;
-    const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
-    sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
-      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
-    });
-    __syncthreads();
-  }
+  const int64_t n = blockIdx.y;
+  const int64_t offset = n * shape.channels * shape.pixels;
+  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
+  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+    a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+  });
 }
 
 // dv[c] = gate'(v[c]) sum_split partial[split, c], as an array that is computed at each reading
@@ -299,30 +291,28 @@ inline constexpr int kHiddenGradVectors = 4;
 
 // du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r]; the first block also writes dv[n, :]
 template <class T>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED(Sum, cells, [kThreads * kVectorWidth<T>]);
   const Shape& shape = a.shape;
   const int64_t width = kHiddenGradVectors * kVectorWidth<T>, first = blockIdx.x * width;
-  for (int64_t n = blockIdx.y; n < shape.samples; n += gridDim.y) {
-    const GradLogits<T> grad_logits(a, n);
-    const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
-    if (first < shape.hidden)
-      multiply_columns(a.parameters.expand_weight + first, shape.hidden, int(shape.channels),
-                       int(min(width, shape.hidden - first)), kHiddenGradVectors, grad_logits, cells,
-                       [&](int j, Sum sum) {
-                         a.grad_hidden[n * shape.hidden + first + j] =
-                             sum * activation_derivative(u[first + j], shape.activation);
-                       });
-    if (blockIdx.x == 0)
-      for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
-        a.grad_logits[n * shape.channels + c] = grad_logits[c];
-  }
+  const int64_t n = blockIdx.y;
+  const GradLogits<T> grad_logits(a, n);
+  const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
+  if (first < shape.hidden)
+    multiply_columns(
+        a.parameters.expand_weight + first, shape.hidden, int(shape.channels), int(min(width, shape.hidden - first)),
+        kHiddenGradVectors, grad_logits, cells, [&](int j, Sum sum) {
+          a.grad_hidden[n * shape.hidden + first + j] = sum * activation_derivative(u[first + j], shape.activation);
+        });
+  if (blockIdx.x == 0)
+    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
+      a.grad_logits[n * shape.channels + c] = grad_logits[c];
 }
 
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks<T> - 1)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
@@ -331,37 +321,34 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T> - 1)
   Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
   Sum* const shift = scale + tiles.channels + 2;
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  for (int64_t sample = blockIdx.y; sample < shape.samples; sample += gridDim.y) {
-    const int64_t n = shape.samples - 1 - sample;
-    const Sum* const saved = a.saved + n * shape.saved_columns();
-    const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
-    if (a.grad_x) {
-      const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-      multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                       int(range.count), kColumnVectors, input, cells, [&](int j, Sum sum) {
-                         shift[j] = sum / Sum(shape.pixels);
-                         scale[j] = saved[shape.channels + shape.hidden + range.first + j];
-                       });
-    }
-    const int64_t offset = n * shape.channels * shape.pixels;
-    const GradMap<T> map{a.grad_y + offset,
-                         a.y ? a.y + offset : nullptr,
-                         a.grad_x ? a.grad_x + offset : nullptr,
-                         a.grad_residual ? a.grad_residual + offset : nullptr,
-                         nullptr,
-                         a.output_reuse,
-                         a.map_vectorised};
-    const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
-    map_tile<kChannelsLast>(map, shape, range, a.grad_x ? scale : none, a.grad_x ? shift : none);
-    __syncthreads();
+  const int64_t n = gridDim.y - 1 - blockIdx.y;
+  const Sum* const saved = a.saved + n * shape.saved_columns();
+  const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
+  if (a.grad_x) {
+    const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
+    multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
+                     int(range.count), kColumnVectors, input, cells, [&](int j, Sum sum) {
+                       shift[j] = sum / Sum(shape.pixels);
+                       scale[j] = saved[shape.channels + shape.hidden + range.first + j];
+                     });
   }
+  const int64_t offset = n * shape.channels * shape.pixels;
+  const GradMap<T> map{a.grad_y + offset,
+                       a.y ? a.y + offset : nullptr,
+                       a.grad_x ? a.grad_x + offset : nullptr,
+                       a.grad_residual ? a.grad_residual + offset : nullptr,
+                       nullptr,
+                       a.output_reuse,
+                       a.map_vectorised};
+  const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
+  map_tile<kChannelsLast>(map, shape, range, a.grad_x ? scale : none, a.grad_x ? shift : none);
 }
 
 template <class T>
 struct WeightGradArguments {
   using Sum = accumulate_t<T>;
-  const Sum *grad_logits, *grad_hidden;                                         // [N, C], [N, rd]
-  const Sum* saved;                                                             // [N, 2 C + rd]
+  const Sum *grad_logits, *grad_hidden;                                              // [N, C], [N, rd]
+  const Sum* saved;                                                                  // [N, 2 C + rd]
   T *grad_reduce_weight, *grad_reduce_bias, *grad_expand_weight, *grad_expand_bias;  // or null
   Shape shape;
 };
@@ -391,7 +378,8 @@ __device__ void outer_sum(int64_t samples, const accumulate_t<T>* rows, int64_t 
 
 // d expand_weight = sum_n dv activation(u)^T, d reduce_weight = sum_n du s^T, and the biases       blockIdx.y: which
 template <class T>
-__global__ void __launch_bounds__(kThreads) squeeze_excite_backward_weights(const WeightGradArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    squeeze_excite_backward_weights(const WeightGradArguments<T> a) {
   using Sum = accumulate_t<T>;
   const Shape& shape = a.shape;
   const int64_t pitch = shape.saved_columns();

@@ -1,7 +1,5 @@
 // squeeze_excite [SEED]: runs the CUDA launchers on heap memory of exact size, small odd shapes, every path, and
 // compares with plain loops in double. Exits with 1 and a line per wrong result; sanitizers end it by themselves.
-#include "squeeze_excite/squeeze_excite_launch.h"
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "common/language.cuh"
+#include "squeeze_excite/squeeze_excite_launch.h"
 
 namespace se = attnkernels::squeeze_excite;
 using se::DataType;
@@ -48,7 +47,7 @@ struct Buffer {
 struct Case {
   int64_t samples, channels, hidden, pixels;
   bool residual = false, clip = false, bias = true, silu = false, hard = false;
-  int64_t offset = 0;  // of the feature maps, in elements past an aligned address
+  int64_t offset = 0;    // of the feature maps, in elements past an aligned address
   bool unequal = false;  // grad_y and residual are aligned otherwise than x
 };
 
@@ -65,7 +64,8 @@ constexpr Path kPaths[] = {
     {"single pass", {90, 4, 1 << 24, 200 << 10, 64, 64}},
 };
 
-void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want, double tolerance) {
+void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want,
+             double tolerance) {
   double scale = 1e-30, worst = 0;
   for (double value : want) scale = std::max(scale, std::fabs(value));
   for (size_t i = 0; i < want.size(); ++i) {
@@ -89,9 +89,10 @@ double activation_derivative(double u, bool silu) {
 
 // The formulas of attnkernels/ops/squeeze_excite/reference.py; feature maps are [N, C, HW]. y_seen: what the forward
 // gave, whose sign decides in the backward.
-Expected expect(const Case& c, const std::vector<double>& x, const std::vector<double>& w1, const std::vector<double>& b1,
-                const std::vector<double>& w2, const std::vector<double>& b2, const std::vector<double>& residual,
-                const std::vector<double>& grad_y, const std::vector<double>& y_seen) {
+Expected expect(const Case& c, const std::vector<double>& x, const std::vector<double>& w1,
+                const std::vector<double>& b1, const std::vector<double>& w2, const std::vector<double>& b2,
+                const std::vector<double>& residual, const std::vector<double>& grad_y,
+                const std::vector<double>& y_seen) {
   const int64_t C = c.channels, R = c.hidden, P = c.pixels, K = R ? R : C, columns = 2 * C + R;
   Expected e;
   e.y.resize(x.size());
@@ -175,20 +176,25 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   };
   const int64_t elements = c.samples * c.channels * c.pixels, width = c.hidden ? c.hidden : c.channels;
   const int64_t other = c.unequal ? c.offset + 1 : c.offset;
-  auto x = fill(elements, 1, c.offset), residual = fill(c.residual ? elements : 0, 1, other), grad_y = fill(elements, 1, other);
+  auto x = fill(elements, 1, c.offset), residual = fill(c.residual ? elements : 0, 1, other),
+       grad_y = fill(elements, 1, other);
   auto w1 = fill(c.hidden * c.channels, 1), b1 = fill(c.bias ? c.hidden : 0, 1);
   auto w2 = fill(c.channels * width, 1), b2 = fill(c.bias ? c.channels : 0, 1);
   Buffer<T> y(elements, c.offset), grad_x(elements, c.offset), grad_residual(elements, c.offset);
   Buffer<T> grad_w1(w1.count), grad_b1(b1.count), grad_w2(w2.count), grad_b2(b2.count);
 
-  const se::Shape shape{c.samples, c.channels, c.hidden, c.pixels, channels_last,
+  const se::Shape shape{c.samples,
+                        c.channels,
+                        c.hidden,
+                        c.pixels,
+                        channels_last,
                         c.silu ? se::Activation::kSilu : se::Activation::kRelu,
                         c.hard ? se::Gate::kHardSigmoid : se::Gate::kSigmoid,
                         c.clip ? se::OutputActivation::kRelu : se::OutputActivation::kNone};
   Buffer<Sum> saved(c.samples * shape.saved_columns());
   std::string name = std::string(path.name) + (channels_last ? " channels_last" : "") + " type " +
-                     std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " + std::to_string(c.channels) +
-                     " rd " + std::to_string(c.hidden) + " HW " + std::to_string(c.pixels);
+                     std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
+                     std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " + std::to_string(c.pixels);
   const auto run = [&](const char* what, const se::Result& result) {
     if (!result.error) return;
     std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
@@ -212,22 +218,24 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   compare(name + " y", planes(y.doubles(), c, channels_last), want.y, tolerance);
   compare(name + " saved", saved.doubles(), want.saved, std::is_same_v<T, double> ? 1e-13 : 1e-5);
 
-  for (const int needs : {se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights, int(se::kNeedsX), int(se::kNeedsWeights),
-                          int(se::kNeedsResidual)}) {
+  for (const int needs : {se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights, int(se::kNeedsX),
+                          int(se::kNeedsWeights), int(se::kNeedsResidual)}) {
     const se::Plan backward = se::choose_backward(type, shape, path.limits, needs);
     Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
-    const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual, for_weights = needs & se::kNeedsWeights;
+    const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual,
+               for_weights = needs & se::kNeedsWeights;
     run("backward", se::backward(type, shape, backward,
-                                 {grad_y.data(), x.data(), c.clip ? y.data() : nullptr, w1.data(), w2.data(), saved.data(),
-                                  for_x ? grad_x.data() : nullptr, for_residual ? grad_residual.data() : nullptr,
-                                  for_weights ? grad_w1.data() : nullptr, for_weights ? grad_b1.data() : nullptr,
-                                  for_weights ? grad_w2.data() : nullptr, for_weights ? grad_b2.data() : nullptr,
-                                  backward_scratch.data()},
+                                 {grad_y.data(), x.data(), c.clip ? y.data() : nullptr, w1.data(), w2.data(),
+                                  saved.data(), for_x ? grad_x.data() : nullptr,
+                                  for_residual ? grad_residual.data() : nullptr, for_weights ? grad_w1.data() : nullptr,
+                                  for_weights ? grad_b1.data() : nullptr, for_weights ? grad_w2.data() : nullptr,
+                                  for_weights ? grad_b2.data() : nullptr, backward_scratch.data()},
                                  nullptr));
     const std::string with = name + " needs " + std::to_string(needs);
     if (for_x) compare(with + " grad_x", planes(grad_x.doubles(), c, channels_last), want.grad_x, tolerance);
     if (for_residual)
-      compare(with + " grad_residual", planes(grad_residual.doubles(), c, channels_last), want.grad_residual, tolerance);
+      compare(with + " grad_residual", planes(grad_residual.doubles(), c, channels_last), want.grad_residual,
+              tolerance);
     if (for_weights) {
       compare(with + " grad_reduce_weight", grad_w1.doubles(), want.grad_w1, tolerance);
       compare(with + " grad_reduce_bias", grad_b1.doubles(), want.grad_b1, tolerance);
