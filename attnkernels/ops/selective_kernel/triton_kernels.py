@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible
+from .._triton import divisible, sum_of_chunks
 
 
 @triton.jit
@@ -83,9 +83,7 @@ def selective_kernel_pool(
 @triton.jit(do_not_specialize=["count", "pixels", "chunks"])
 def selective_kernel_pool_finish(sums_ptr, pooled_ptr, count, pixels, chunks, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(sums_ptr + i, mask=i < count, other=0)
-    for chunk in range(1, chunks):
-        total += tl.load(sums_ptr + chunk.to(tl.int64) * count + i, mask=i < count, other=0)
+    total = sum_of_chunks(sums_ptr + i, count, chunks, i < count)
     tl.store(pooled_ptr + i, (total / pixels).to(pooled_ptr.dtype.element_ty), mask=i < count)
 
 
@@ -189,10 +187,7 @@ def selective_kernel_grad_logits_finish(
     totals = ()
     for m in tl.static_range(M):
         at = sums_ptr + (sample * M + m) * channels + channel
-        total = tl.load(at, mask=mask, other=0)
-        for chunk in range(1, chunks):
-            total += tl.load(at + chunk.to(tl.int64) * samples * M * channels, mask=mask, other=0)
-        totals = totals + (total,)
+        totals = totals + (sum_of_chunks(at, tl.cast(samples, tl.int64) * M * channels, chunks, mask),)
     _store_grad_logits(totals, weights_ptr, grad_logits_ptr, sample, channel, mask, channels, M)
 
 
