@@ -1,4 +1,5 @@
-// Runs the threads of a CUDA launch as fibers on one operating-system thread (scheduler.cpp).
+// Runs the threads of a CUDA launch as fibers on one operating-system thread (scheduler.cpp, residents.cpp,
+// launch.cpp).
 //
 // A fiber gives up control only at a barrier, a warp exchange or __nanosleep; the scheduler resumes a random one of
 // those that can go on. Shared memory belongs to a block and is filled with NaN when the block starts and, where other

@@ -7,6 +7,8 @@ namespace planted {
 enum class Bug {
   kNone,
   kNoBlockBarrier,
+  kNoBarrierBeforeReuse,
+  kNoWarpBarrier,
   kGlobalOutOfBounds,
   kSharedOutOfBounds,
   kPlainAccumulate,
@@ -62,14 +64,33 @@ __global__ void __launch_bounds__(256) gate_rows(const T* __restrict__ x, T* __r
   }
 }
 
-// y[i] = x[i] - x[last of its block], through static shared memory that different threads write first
+// y[r, i] = x[r, i] - x[r, last of the block]      each block goes through all rows with one array
 template <Bug bug>
-__global__ void subtract_last(const float* x, float* y) {
+__global__ void subtract_last(const float* x, float* y, int rows) {
   SHARED(float, values, [64]);
-  const int first = blockIdx.x * blockDim.x;
-  values[threadIdx.x] = x[first + threadIdx.x];
-  if constexpr (bug != Bug::kNoBlockBarrier) __syncthreads();
-  y[first + threadIdx.x] = values[threadIdx.x] - values[blockDim.x - 1];
+  const int first = blockIdx.x * blockDim.x, columns = gridDim.x * blockDim.x;
+  for (int row = 0; row < rows; ++row) {
+    const int i = row * columns + first + threadIdx.x;
+    values[threadIdx.x] = x[i];
+    if constexpr (bug != Bug::kNoBlockBarrier) __syncthreads();
+    y[i] = values[threadIdx.x] - values[blockDim.x - 1];
+    if constexpr (bug != Bug::kNoBarrierBeforeReuse) __syncthreads();
+  }
+}
+
+// y[i] = x[i] reversed in each warp, twice
+template <Bug bug>
+__global__ void reverse_warps(const float* x, float* y) {
+  SHARED(float, values, [64]);
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, mirrored = threadIdx.x ^ 31;
+  float value = x[i];
+  for (int round = 0; round < 2; ++round) {
+    values[threadIdx.x] = value;
+    __syncwarp();
+    value = values[mirrored];
+    if constexpr (bug != Bug::kNoWarpBarrier) __syncwarp();
+  }
+  y[i] = value;
 }
 
 // y[i] = x[i] - mean(x)      one cooperative launch, *total starts at 0

@@ -55,10 +55,19 @@ void gate(int rows, int pixels, double tolerance) {
 
 template <Bug bug>
 void subtract_last() {
-  const std::vector<float> x = numbers<float>(3 * 64);
+  const int rows = 3;
+  const std::vector<float> x = numbers<float>(rows * 3 * 64);
   std::vector<float> y(x.size());
-  expect_success(launch({dim3(3), dim3(64)}, planted::subtract_last<bug>, x.data(), y.data()));
+  expect_success(launch({dim3(3), dim3(64)}, planted::subtract_last<bug>, x.data(), y.data(), rows));
   for (size_t i = 0; i < x.size(); ++i) expect_close(y[i], x[i] - x[i / 64 * 64 + 63], 0, "subtract_last");
+}
+
+template <Bug bug>
+void reverse_warps() {
+  const std::vector<float> x = numbers<float>(2 * 64);
+  std::vector<float> y(x.size());
+  expect_success(launch({dim3(2), dim3(64)}, planted::reverse_warps<bug>, x.data(), y.data()));
+  for (size_t i = 0; i < x.size(); ++i) expect_close(y[i], x[i], 0, "reverse_warps");
 }
 
 template <Bug bug>
@@ -121,6 +130,12 @@ int run(const std::string& kernel, const std::string& bug) {
     subtract_last<Bug::kNone>();
   } else if (name == "subtract_last no_block_barrier") {
     subtract_last<Bug::kNoBlockBarrier>();
+  } else if (name == "subtract_last no_barrier_before_reuse") {
+    subtract_last<Bug::kNoBarrierBeforeReuse>();
+  } else if (name == "reverse_warps none") {
+    reverse_warps<Bug::kNone>();
+  } else if (name == "reverse_warps no_warp_barrier") {
+    reverse_warps<Bug::kNoWarpBarrier>();
   } else if (name == "subtract_mean none") {
     subtract_mean<Bug::kNone>();
   } else if (name == "subtract_mean plain_accumulate") {
