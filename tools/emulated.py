@@ -122,7 +122,14 @@ class NinjaFile:
         return [self.object(source, self.flags.kernels) for source in sources]
 
     def emulation(self) -> list[Path]:
-        names = ["scheduler", "residents", "launch", "memory", "device", *(["traffic"] if self.mode == "traffic" else [])]
+        names = [
+            "scheduler",
+            "residents",
+            "launch",
+            "memory",
+            "device",
+            *(["traffic"] if self.mode == "traffic" else []),
+        ]
         return [self.object(self.csrc / "emulation" / f"{name}.cpp", self.flags.emulation) for name in names]
 
     def link(self, target: Path, objects: list[Path], *groups: list[str]) -> None:
