@@ -1,5 +1,6 @@
-// Matrix products and transposes of the size of one attention line, on operands in cache; included once per level by the
-// kernels that need them, no include guard. A matrix is `rows` rows of `row` elements, so element [i][j] is data[i * row + j].
+// Matrix products and transposes of the size of one attention line, on operands in cache; included once per level by
+// the kernels that need them, no include guard. A matrix is `rows` rows of `row` elements, so element [i][j] is data[i
+// * row + j].
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
 
@@ -145,7 +146,8 @@ SIMD_INLINE void transpose_vectors(V (&rows)[Lanes]) {
 
 // to[j][i] = from[i][j] for i < rows, j < columns, converted; whole vectors are written, zero beyond `rows`
 template <class T>
-void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows, int64_t columns) {
+void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows,
+                    int64_t columns) {
   constexpr int kStep = kLanes<T>;
   for (int64_t i = 0; i < rows; i += kStep) {
     for (int64_t j = 0; j < columns; j += kStep) {
@@ -170,8 +172,8 @@ void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t f
   }
 }
 
-// to[j][i] = from[i][j] (+ scale[i] old[j][i]) for i < rows, j < columns, converted; nothing else is written. `old` lies
-// as `to` does and may be it. Rows of `from` are read up to a whole number of vectors.
+// to[j][i] = from[i][j] (+ scale[i] old[j][i]) for i < rows, j < columns, converted; nothing else is written. `old`
+// lies as `to` does and may be it. Rows of `from` are read up to a whole number of vectors.
 template <class T>
 void transpose_out(T* to, const Accumulator<T>* old, int64_t to_row, const Accumulator<T>* from, int64_t from_row,
                    int64_t rows, int64_t columns, const Accumulator<T>* scale) {
