@@ -29,10 +29,27 @@ struct AttentionPass {
   bool is_last;  // whether to write out and log_sum_exp, or partial and after
 };
 
+// Which pairs of a tile's rows and columns are a query and a key of its line.
+struct Pairs {
+  int rows, columns;
+  bool without_diagonal;
+
+  __device__ bool has(int row, int column) const {
+    return row < rows && column < columns && !(without_diagonal && row == column);
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Pairs pairs_of(const Lines& lines, const Place& place, int64_t column) {
+  static_assert(Tile<T>::kRows == Tile<T>::kColumns);  // a tile holds the line's diagonal in its own, or not at all
+  return {place.left(place.row, Tile<T>::kRows), place.left(column, Tile<T>::kColumns),
+          lines.skips_itself && place.row == column};
+}
+
 // out[p] = sum_k exp(e[k] - m) value[k], over the keys k of this and the earlier axes, divided by their sum in the last
 // pass; e[k] = sum_c query[p] key[k], and m is the largest so far                   blocks [N, lines, rows, tiles of C]
 template <class T>
-__global__ void __launch_bounds__(Tile<T>::kThreads)
+__global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 : 1)
     criss_cross_attention_pass(const int64_t first_block, const AttentionPass<T> pass, const int64_t tiles) {
   using Tile = criss_cross::Tile<T>;
   using Sum = accumulate_t<T>;
@@ -56,14 +73,13 @@ __global__ void __launch_bounds__(Tile<T>::kThreads)
                                                                        pass.value_channels, channel);
     typename Tile::Products energy;
     multiply_pixels<T>(energy, shared, pass.query, pass.key, place, column, pass.query_channels);
+    const Pairs pairs = pairs_of<T>(pass.lines, place, column);
 #pragma unroll
     for (int r = 0; r < Tile::kThreadRows; ++r) {
-      const int64_t i = place.row + Tile::row_of(r);
       Sum now = largest[r];
 #pragma unroll
       for (int c = 0; c < Tile::kThreadColumns; ++c) {
-        const int64_t j = column + Tile::column_of(c);
-        if (j >= place.length || (pass.lines.skips_itself && i == j)) energy[r][c] = -infinity;
+        if (!pairs.has(Tile::row_of(r), Tile::column_of(c))) energy[r][c] = -infinity;
         now = energy[r][c] > now ? energy[r][c] : now;
       }
 #pragma unroll
@@ -157,7 +173,7 @@ struct GradientPass {
 // probability = exp(e - log_sum_exp) and grad_energy = probability (grad_out[p] . value[k] - delta[p])
 //                                                                     blocks [N, lines, rows, tiles of the result's C]
 template <class T, bool kDerivative>
-__global__ void __launch_bounds__(Tile<T>::kThreads)
+__global__ void __launch_bounds__(Tile<T>::kThreads, 1)
     criss_cross_gradient_pass(const int64_t first_block, const GradientPass<T> pass, const int64_t tiles) {
   using Tile = criss_cross::Tile<T>;
   using Sum = accumulate_t<T>;
@@ -172,23 +188,24 @@ __global__ void __launch_bounds__(Tile<T>::kThreads)
         shared.factor, kDerivative ? pass.column_a : pass.column_b, place, column, channels, channel);
     typename Tile::Products weight;
     multiply_pixels<T>(weight, shared, pass.row_a, pass.column_a, place, column, pass.a_channels);
+    const Pairs pairs = pairs_of<T>(pass.lines, place, column);
     // weight = f(r, c, statistic of the pair's query) for the pairs that are, 0 for the others
     const auto for_each_pair = [&](const Sum* statistics, auto f) {
-      const auto statistic = [&](bool is_query, int64_t i) {
-        return is_query && i < place.length ? statistics[place.pixel(i)] : Sum(0);
-      };
       Sum of_row[Tile::kThreadRows];
 #pragma unroll
-      for (int r = 0; r < Tile::kThreadRows; ++r) of_row[r] = statistic(pass.query_rows, place.row + Tile::row_of(r));
+      for (int r = 0; r < Tile::kThreadRows; ++r) {
+        const bool reads = pass.query_rows && Tile::row_of(r) < pairs.rows;
+        of_row[r] = reads ? statistics[place.pixel(place.row + Tile::row_of(r))] : Sum(0);
+      }
 #pragma unroll
       for (int c = 0; c < Tile::kThreadColumns; ++c) {
-        const int64_t j = column + Tile::column_of(c);
-        const Sum of_column = statistic(!pass.query_rows, j);
+        const int j = Tile::column_of(c);
+        const bool reads = !pass.query_rows && j < pairs.columns;
+        const Sum of_column = reads ? statistics[place.pixel(column + j)] : Sum(0);
 #pragma unroll
         for (int r = 0; r < Tile::kThreadRows; ++r) {
-          const int64_t i = place.row + Tile::row_of(r);
-          const bool is_pair = i < place.length && j < place.length && !(pass.lines.skips_itself && i == j);
-          weight[r][c] = is_pair ? f(r, c, pass.query_rows ? of_row[r] : of_column) : Sum(0);
+          const Sum of_query = pass.query_rows ? of_row[r] : of_column;
+          weight[r][c] = pairs.has(Tile::row_of(r), j) ? f(r, c, of_query) : Sum(0);
         }
       }
     };

@@ -30,7 +30,7 @@ struct ScoresPass {
 // affinity[p, entry of k] = sum_c a[p, c] b[k, c]                               blocks [N, lines, queries, tiles of
 // keys]
 template <class T>
-__global__ void __launch_bounds__(Tile<T>::kThreads)
+__global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 : 1)
     criss_cross_scores_pass(const int64_t first_block, const ScoresPass<T> pass, const int64_t tiles) {
   using Tile = criss_cross::Tile<T>;
   SHARED(typename Tile::Shared, shared);
@@ -68,7 +68,7 @@ struct ApplyPass {
 //                                                                             blocks [N, lines, rows, tiles of
 //                                                                             channels]
 template <class T>
-__global__ void __launch_bounds__(Tile<T>::kThreads)
+__global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 : 1)
     criss_cross_apply_pass(const int64_t first_block, const ApplyPass<T> pass, const int64_t tiles) {
   using Tile = criss_cross::Tile<T>;
   SHARED(typename Tile::Shared, shared);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(Tile<T>::kThreads)
   for (int64_t column = 0; column < place.length; column += Tile::kColumns) {
     load_tile<T, Tile::kColumns, Tile::kChannels, Tile::kFactorStride>(shared.factor, pass.map, place, column,
                                                                        pass.channels, channel);
-#pragma unroll 4
+#pragma unroll 2
     for (int item = threadIdx.x; item < Tile::kRows * Tile::kColumns; item += Tile::kThreads) {
       // Neighbouring threads have neighbouring keys, which an affinity has side by side.
       const int key = item % Tile::kColumns, query = item / Tile::kColumns;

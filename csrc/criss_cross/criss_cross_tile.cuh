@@ -49,6 +49,7 @@ struct Place {
   int64_t first, step, length, row, rest;
 
   __device__ int64_t pixel(int64_t i) const { return first + i * step; }
+  __device__ int left(int64_t from, int tile) const { return int(min(length - from, int64_t(tile))); }
 };
 
 // Blocks are numbered [sample, line, rows, rest].
@@ -67,24 +68,30 @@ __device__ __forceinline__ Place place_of(const Lines& lines, int64_t first_bloc
 template <class T, int kPixels, int kWidth, int kStride>
 __device__ __forceinline__ void load_tile(T* to, const T* map, const Place& place, int64_t start, int64_t channels,
                                           int64_t channel) {
-  constexpr int kVector = kVectorWidth<T>, kThreads = Tile<T>::kThreads, kItems = kPixels * kWidth / kVector / kThreads;
-  static_assert(kItems * kVector * kThreads == kPixels * kWidth);
-  const bool vectors = channels % kVector == 0 && misalignment(map) == 0;
+  constexpr int kVector = kVectorWidth<T>, kThreads = Tile<T>::kThreads;
+  constexpr int kPerPixel = kWidth / kVector, kPixelsAtOnce = kThreads / kPerPixel;
+  static_assert(kThreads % kPerPixel == 0 && kPixels % kPixelsAtOnce == 0);
+  const int first = threadIdx.x / kPerPixel, c = threadIdx.x % kPerPixel * kVector;
+  const int pixels = place.left(start, kPixels), width = int(min(channels - channel - c, int64_t(kVector)));
+  const T* from = map + place.pixel(start + first) * channels + channel + c;
+  const int64_t stride = kPixelsAtOnce * place.step * channels;
+  to += first * kStride + c;
+  if (channels % kVector == 0 && misalignment(map) == 0) {
 #pragma unroll
-  for (int item = 0; item < kItems; ++item) {
-    const int index = item * kThreads + threadIdx.x;
-    const int i = index / (kWidth / kVector), c = index % (kWidth / kVector) * kVector;
-    const T* const from = map + place.pixel(start + i) * channels + channel + c;
-    const int64_t inside = start + i < place.length ? channels - channel - c : 0;
-    Vector<T, kVector> vector{};
-    if (vectors) {
-      if (inside > 0) vector = load<kVector>(from);
-    } else {
-      accumulate_t<T> values[kVector];
-      for (int k = 0; k < kVector; ++k) values[k] = k < inside ? widen(from[k]) : accumulate_t<T>(0);
-      vector.set(values);
+    for (int i = 0; i < kPixels; i += kPixelsAtOnce) {
+      Vector<T, kVector> vector{};
+      if (first + i < pixels && width > 0) vector = load<kVector>(from);
+      store(to + i * kStride, vector);
+      from += stride;
     }
-    store(to + i * kStride + c, vector);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kPixels; i += kPixelsAtOnce) {
+      const int inside = first + i < pixels ? width : 0;
+#pragma unroll 1
+      for (int k = 0; k < kVector; ++k) to[i * kStride + k] = k < inside ? from[k] : narrow<T>(0);
+      from += stride;
+    }
   }
 }
 
@@ -94,12 +101,13 @@ __device__ __forceinline__ void multiply_on_tensor_cores(float (&total)[2][kCoun
   const int lane = threadIdx.x % 32, row = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
   const T* const a_row = a + (row + second) * kStrideA + third;
   const T* const b_row = kTermsInside ? b + (row + third) * kStrideB + second : b + (row + second) * kStrideB + third;
+#pragma unroll 1
   for (int term = 0; term < terms; term += 16) {
     uint32_t a_pairs[4];
     load_matrices<false>(a_pairs, a_row + term);
 #pragma unroll
     for (int c = 0; c < kCount; c += 4) {  // 16 columns
-      if (4 * c >= columns) break;
+      if (4 * c >= columns) continue;
       uint32_t b_pairs[4];
       load_matrices<!kTermsInside>(b_pairs,
                                    kTermsInside ? b_row + 4 * c * kStrideB + term : b_row + term * kStrideB + 4 * c);
@@ -119,20 +127,18 @@ __device__ __forceinline__ void multiply_on_tensor_cores(float (&total)[2][kCoun
 // Rows, terms and columns beyond those given are zero, and may be left out.
 template <class T, bool kTermsInside, int kStrideA, int kStrideB, int kThreadRows, int kCount>
 __device__ __forceinline__ void multiply(accumulate_t<T> (&total)[kThreadRows][kCount], const T* a, const T* b,
-                                         int64_t rows, int64_t terms, int64_t columns) {
+                                         int rows, int terms, int columns) {
   using Sum = accumulate_t<T>;
   if (int(threadIdx.x / 32 * 16) >= rows) return;
-  const int used_terms = int(min(terms, int64_t(Tile<T>::kColumns)));
   if constexpr (Tile<T>::kTensorCores) {
     if (has_mma_m16n8k16()) {
       const T* const warp_a = a + threadIdx.x / 32 * 16 * kStrideA;
-      const int used_columns = int(min(columns, int64_t(kCount * Tile<T>::kLanes)));
-      return multiply_on_tensor_cores<T, kTermsInside, kStrideA, kStrideB>(total, warp_a, b, used_terms, used_columns);
+      return multiply_on_tensor_cores<T, kTermsInside, kStrideA, kStrideB>(total, warp_a, b, terms, columns);
     }
   }
   constexpr int kStep = sizeof(T) == 8 ? 2 : 4;  // terms in a load: 16 bytes, half of that for 16-bit types
 #pragma unroll 1
-  for (int term = 0; term < used_terms; term += kStep) {
+  for (int term = 0; term < terms; term += kStep) {
     Vector<T, kStep> a_terms[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) a_terms[r] = load<kStep>(a + Tile<T>::row_of(r) * kStrideA + term);
@@ -174,37 +180,38 @@ __device__ __forceinline__ void multiply_pixels(typename Tile<T>::Products& prod
                                                                     channel);
     __syncthreads();
     multiply<T, true, Tile::kRowStride, Tile::kColumnStride>(
-        products, shared.rows, shared.columns, place.length - place.row, min(channels - channel, int64_t(Tile::kTerms)),
-        place.length - column);
+        products, shared.rows, shared.columns, place.left(place.row, Tile::kRows),
+        int(min(channels - channel, int64_t(Tile::kTerms))), place.left(column, Tile::kColumns));
     __syncthreads();
   }
 }
 
-// result += the weights in shared.rows times the tile in shared.factor; begins and ends with a barrier.
+// result += the weights in shared.rows times the tile in shared.factor, of which `channels` are left; begins and ends
+// with a barrier.
 template <class T>
 __device__ __forceinline__ void apply_weights(typename Tile<T>::Result& result, const typename Tile<T>::Shared& shared,
                                               const Place& place, int64_t column, int64_t channels) {
   using Tile = criss_cross::Tile<T>;
   __syncthreads();
-  multiply<T, false, Tile::kRowStride, Tile::kFactorStride>(result, shared.rows, shared.factor,
-                                                            place.length - place.row, place.length - column, channels);
+  multiply<T, false, Tile::kRowStride, Tile::kFactorStride>(
+      result, shared.rows, shared.factor, place.left(place.row, Tile::kRows), place.left(column, Tile::kColumns),
+      int(min(channels, int64_t(Tile::kChannels))));
   __syncthreads();
 }
 
-// visit(r, c, index in [N P][channels], count) for the runs of `count` <= kRun elements of a result that are in the
-// map.
+// visit(r, c, index in [N P][channels], whether whole) for the runs of kRun elements of a result that begin in the map.
 template <class T, class Visit>
 __device__ __forceinline__ void for_each_run(const Place& place, int64_t channels, int64_t channel, Visit visit) {
   using Tile = criss_cross::Tile<T>;
+  const int rows = place.left(place.row, Tile::kRows), width = int(min(channels - channel, int64_t(Tile::kChannels)));
 #pragma unroll
   for (int r = 0; r < Tile::kThreadRows; ++r) {
-    const int64_t i = place.row + Tile::row_of(r);
-    if (i >= place.length) continue;
-    const int64_t start = place.pixel(i) * channels + channel;
+    if (Tile::row_of(r) >= rows) continue;
+    const int64_t start = place.pixel(place.row + Tile::row_of(r)) * channels + channel;
 #pragma unroll
     for (int c = 0; c < Tile::kThreadChannels; c += Tile::kRun) {
-      const int64_t inside = channels - channel - Tile::column_of(c);
-      if (inside > 0) visit(r, c, start + Tile::column_of(c), int(min(inside, int64_t(Tile::kRun))));
+      const int column = Tile::column_of(c);
+      if (column < width) visit(r, c, start + column, column + Tile::kRun <= width);
     }
   }
 }
@@ -219,16 +226,15 @@ __device__ __forceinline__ void load_result(typename Tile<T>::Result& result, co
 #pragma unroll
     for (int c = 0; c < Tile::kThreadChannels; ++c) result[r][c] = 0;
   if (!before) return;
-  const bool whole = channels % Tile::kRun == 0;
-  for_each_run<T>(place, channels, channel, [&](int r, int c, int64_t at, int count) {
-    if (whole) {
+  const bool aligned = channels % Tile::kRun == 0;
+  for_each_run<T>(place, channels, channel, [&](int r, int c, int64_t at, bool whole) {
+    if (aligned) {
       const auto run = load<Tile::kRun>(before + at);
 #pragma unroll
       for (int k = 0; k < Tile::kRun; ++k) result[r][c + k] = run.get(k);
     } else {
-#pragma unroll
-      for (int k = 0; k < Tile::kRun; ++k)
-        if (k < count) result[r][c + k] = before[at + k];
+      result[r][c] = before[at];
+      if (Tile::kRun == 2 && whole) result[r][c + Tile::kRun - 1] = before[at + 1];
     }
   });
 }
@@ -238,9 +244,9 @@ template <class T, class Element>
 __device__ __forceinline__ void store_result(Element* to, const typename Tile<T>::Result& result, const Place& place,
                                              int64_t channels, int64_t channel) {
   using Tile = criss_cross::Tile<T>;
-  const bool whole = channels % Tile::kRun == 0;
-  for_each_run<T>(place, channels, channel, [&](int r, int c, int64_t at, int count) {
-    if (whole) {
+  const bool aligned = channels % Tile::kRun == 0;
+  for_each_run<T>(place, channels, channel, [&](int r, int c, int64_t at, bool whole) {
+    if (aligned) {
       accumulate_t<T> values[Tile::kRun];
 #pragma unroll
       for (int k = 0; k < Tile::kRun; ++k) values[k] = result[r][c + k];
@@ -248,9 +254,8 @@ __device__ __forceinline__ void store_result(Element* to, const typename Tile<T>
       run.set(values);
       store(to + at, run);
     } else {
-#pragma unroll
-      for (int k = 0; k < Tile::kRun; ++k)
-        if (k < count) to[at + k] = narrow<Element>(result[r][c + k]);
+      to[at] = narrow<Element>(result[r][c]);
+      if (Tile::kRun == 2 && whole) to[at + 1] = narrow<Element>(result[r][c + Tile::kRun - 1]);
     }
   });
 }
