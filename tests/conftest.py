@@ -1,9 +1,14 @@
-"""One thread for every test."""
+"""The CUDA kernels on the host, where they were built; one thread for every test."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+from attnkernels.testing import emulation
+
+if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
+    emulation.load()
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def nvcc_version() -> str:
 
 @functools.cache
 def include_folders() -> tuple[str, ...]:
-    """The folders of cuda_runtime_api.h and of the crt/host_defines.h that it includes; empty where they are missing."""
+    """The folders of cuda_runtime_api.h and of the crt/host_defines.h that it includes; empty without them."""
     candidates: list[Path] = []
     if nvcc():
         # The nvcc on the PATH may be a wrapper script elsewhere; the toolkit's own idea of its root is the truth.

@@ -9,7 +9,7 @@ Modes:
 Targets:
     library    (plain, traffic) the Python module attnkernels_emulated: csrc/*/*_cuda.cpp, csrc/*/*.cu and the controls
     demo       (plain, traffic) the Python module emulation_demo: tests/emulation/demo.cpp
-    <program>  (all modes) tests/emulation/standalone/<program>.cpp; where there is a folder csrc/<program>, with its *.cu
+    <program>  (all modes) tests/emulation/standalone/<program>.cpp, with csrc/<program>/*.cu where there are any
 
 Without targets: the library in the modes that have one, every program in the others.
 """
@@ -37,8 +37,8 @@ MODULES = ("library", "demo")
 
 # -fno-strict-aliasing: CUDA code reads vectors through pointers to other types, as nvcc allows.
 # -gdwarf-4: the sanitizers of GCC 12 find no lines of templates in DWARF 5.
-COMMON = ["-std=c++20", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wno-psabi",
-          "-Wno-unknown-pragmas", "-DATTNKERNELS_EMULATED"]  # fmt: skip
+COMMON = ["-std=c++20", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall",
+          "-Wno-psabi", "-Wno-unknown-pragmas", "-DATTNKERNELS_EMULATED"]  # fmt: skip
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-Wno-attributes"]
 
 
@@ -54,8 +54,10 @@ class Mode:
 
 MODES = {
     "plain": Mode(["-O2"]),
-    # traffic.cpp takes the place of TSan's runtime, which is not linked.
-    "traffic": Mode(["-O2"], kernels=["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]),
+    # traffic.cpp takes the place of TSan's runtime, which is not linked. -fno-tree-sra: vectors are loaded at once.
+    "traffic": Mode(
+        ["-O2"], kernels=["-fsanitize=thread", "-fno-tree-sra", "--param=tsan-instrument-func-entry-exit=0"]
+    ),
     "asan": Mode(
         ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
         link=["-fsanitize=address,undefined"],
@@ -156,7 +158,8 @@ class NinjaFile:
     def text(self) -> str:
         rules = (
             f"builddir = {self.folder}\n"
-            "rule compile\n  command = g++ -x c++ $flags -MMD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d\n"
+            "rule compile\n  command = g++ -x c++ $flags -MMD -MF $out.d -c $in -o $out\n"
+            "  deps = gcc\n  depfile = $out.d\n"
             "  description = g++ $in\n"
             "rule link\n  command = g++ $in -o $out $flags\n  description = link $out\n"
         )
@@ -172,8 +175,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_ninja(ninja_file: NinjaFile, quiet: bool = True) -> None:
-    """Build every target of the file.
+def run_ninja(ninja_file: NinjaFile, quiet: bool = True, jobs: int | None = None) -> None:
+    """Build every target of the file, with so many compilers at a time (default: MAX_JOBS, or all cores).
 
     Raises:
         RuntimeError: the build failed; the compiler's messages.
@@ -181,8 +184,8 @@ def run_ninja(ninja_file: NinjaFile, quiet: bool = True) -> None:
     with _alone(ninja_file.folder):
         path = ninja_file.folder / "build.ninja"
         path.write_text(ninja_file.text())
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        done = subprocess.run([_ninja(), "-f", str(path), "-j", jobs], capture_output=quiet, text=True)
+        jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        done = subprocess.run([_ninja(), "-f", str(path), "-j", str(jobs)], capture_output=quiet, text=True)
     if done.returncode:
         raise RuntimeError(f"the emulated build failed:\n{done.stdout or ''}{done.stderr or ''}")
 

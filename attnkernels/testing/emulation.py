@@ -202,6 +202,11 @@ def why_unavailable() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def is_built() -> bool:
+    """Whether `python -m tools.emulated` has built the plain library; `load` would bring it up to date."""
+    return (ROOT / "build" / "emulated" / "plain" / "attnkernels_emulated.so").exists()
+
+
 def build(mode: str, target: str) -> Path:
     """Build a target of `python -m tools.emulated` where it is out of date; its path.
 

@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kCanary = 0xA77E27104B17E5ull;  // at the lowest address of a stack: whoever overwrites it ran over
 constexpr size_t kSharedAlignment = 128;
-std::vector<char*> free_stacks;
+std::vector<char*> free_stacks, used_stacks;
 
 char* map_pages(size_t bytes) {
   void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -39,16 +39,18 @@ char* allocate_stack() {
 
 void free_stack(char* stack) {
   allow(stack, kStackBytes);
-  if (kThreadSanitizer)
-    munmap(stack, kStackBytes);  // clears TSan's shadow: reuse by another thread is no race
-  else
-    free_stacks.push_back(stack);
+  (kThreadSanitizer ? used_stacks : free_stacks).push_back(stack);
+}
+
+void end_launch() {
+  free_stacks.insert(free_stacks.end(), used_stacks.begin(), used_stacks.end());
+  used_stacks.clear();
 }
 
 bool stack_overflowed(const char* stack) { return std::memcmp(stack, &kCanary, sizeof kCanary) != 0; }
 
 char* allocate_shared(size_t bytes) {
-  if (kThreadSanitizer) return map_pages(bytes);
+  if (kThreadSanitizer) return map_pages(bytes);  // forgets what TSan knew of an earlier block's use of the address
   void* data = nullptr;
   if (posix_memalign(&data, kSharedAlignment, bytes) != 0) throw std::bad_alloc();
   return static_cast<char*>(data);

@@ -13,6 +13,7 @@ inline constexpr size_t kStackBytes = 64 * 1024;
 
 char* allocate_stack();  // the lowest address
 void free_stack(char* stack);
+void end_launch();  // under TSan, stacks are used again by later launches only
 bool stack_overflowed(const char* stack);
 
 // Aligned to 128 bytes, so that an array starts at bank 0. Exact in size: ASan guards both ends.

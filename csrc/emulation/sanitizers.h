@@ -4,6 +4,7 @@
 // kernels are watched, and only what a GPU would order (barriers, fences with atomics) is declared as order.
 #pragma once
 #include <cstddef>
+#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -36,15 +37,13 @@ struct SchedulerShadow {
   void* tsan_fiber = nullptr;
 };
 
-inline void create_fiber([[maybe_unused]] FiberShadow& fiber) {
+// To TSan, a fiber is a thread: two CUDA threads that share one cannot race. Fibers, like stacks, are used again by
+// later launches only, which everything in this one happens before; creating one costs a millisecond.
+inline void take_fiber([[maybe_unused]] FiberShadow& fiber, [[maybe_unused]] std::vector<void*>& free_fibers) {
 #if defined(ATTNKERNELS_EMULATION_TSAN)
-  fiber.tsan_fiber = __tsan_create_fiber(0);
-#endif
-}
-
-inline void destroy_fiber([[maybe_unused]] FiberShadow& fiber) {
-#if defined(ATTNKERNELS_EMULATION_TSAN)
-  __tsan_destroy_fiber(fiber.tsan_fiber);
+  if (free_fibers.empty()) free_fibers.push_back(__tsan_create_fiber(0));
+  fiber.tsan_fiber = free_fibers.back();
+  free_fibers.pop_back();
 #endif
 }
 

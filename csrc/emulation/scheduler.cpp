@@ -29,6 +29,8 @@ namespace {
 namespace context = boost::context;
 
 constexpr size_t kMaxSharedArrays = 32;  // reserved at once: a fiber must not make a vector grow (TSan watches malloc)
+constexpr size_t kStaticBytes = 48 * 1024;  // static shared memory of a block: the most that ptxas accepts
+constexpr size_t kArenaBytes = kStaticBytes + 128 * kMaxSharedArrays;
 constexpr size_t kMaxIdleYields =
     100000;  // __nanosleep calls in a row, with nothing else happening, that are a livelock
 
@@ -76,6 +78,9 @@ struct SharedArray {
 struct Cluster;
 
 struct BlockState : Block {
+  // Under TSan, the memory of static arrays: allocated by a thread of the block, it would seem written by that thread.
+  char* arena = nullptr;
+  size_t arena_used = 0;
   std::vector<ThreadState> threads;
   std::vector<Warp> warps;
   std::vector<SharedArray> arrays;
@@ -115,7 +120,8 @@ std::exception_ptr error;
 SchedulerShadow scheduler_shadow;
 std::vector<LaunchRecord> records;
 bool recording = false;
-char launch_end;  // TSan's name for "every thread happens before the end of its launch"
+char launch_begin, launch_end;  // TSan's names for "before every thread" and "after every thread" of a launch
+std::vector<void*> free_fibers;
 
 ThreadState& me() { return *static_cast<ThreadState*>(current_thread); }
 BlockState& block_of(const Thread& thread) { return *static_cast<BlockState*>(thread.block); }
@@ -211,10 +217,11 @@ class Residents {
 
  private:
   void start(ThreadState& thread, const std::function<void()>& body) {
-    create_fiber(thread.shadow);
+    take_fiber(thread.shadow, free_fibers);
     thread.self = context::fiber(std::allocator_arg, StackOf{&thread}, [&thread, &body](context::fiber&& scheduler) {
       thread.scheduler = std::move(scheduler);
       after_suspend(scheduler_shadow, thread.shadow);
+      acquire(&launch_begin);
       if (!error) try {
           start_block(block_of(thread));
           body();
@@ -422,10 +429,10 @@ class Launch {
     }
     if (grid_.cooperative) run_residents(body);
     acquire(&launch_end);
-    // No earlier: TSan would give a new thread the number of an old one, and take both for one that cannot race.
     if (kThreadSanitizer)
-      for (BlockState& block : blocks_)
-        for (ThreadState& thread : block.threads) destroy_fiber(thread.shadow);
+      for (const BlockState& block : blocks_)
+        for (const ThreadState& thread : block.threads) free_fibers.push_back(thread.shadow.tsan_fiber);
+    end_launch();
   }
 
   size_t static_shared() const { return static_shared_; }
@@ -461,6 +468,8 @@ class Launch {
     block.started = false;
     block.returned = 0;
     block.dynamic_shared = nullptr;
+    if (kThreadSanitizer) block.arena = allocate_shared(kArenaBytes);
+    block.arena_used = 0;
     if (grid_.dynamic_shared > 0) {
       block.dynamic_shared = allocate_shared(grid_.dynamic_shared);
       block.arrays.push_back({nullptr, block.dynamic_shared, grid_.dynamic_shared});
@@ -478,6 +487,7 @@ class Launch {
   }
 
   void run_residents(const std::function<void()>& body) {
+    release(&launch_begin);
     Residents(clusters_, body).run();
     current_thread = nullptr;
     for (Cluster& cluster : clusters_)
@@ -485,8 +495,9 @@ class Launch {
         size_t bytes = 0;
         for (const SharedArray& array : block->arrays) {
           bytes += array.key ? array.bytes : 0;
-          free_shared(array.data, array.bytes);
+          if (!kThreadSanitizer || !array.key) free_shared(array.data, array.bytes);
         }
+        if (kThreadSanitizer) free_shared(block->arena, kArenaBytes);
         static_shared_ = std::max(static_shared_, bytes);
         block->arrays.clear();
         if (!kThreadSanitizer) free_blocks_.push_back(block);  // there, an address stands for one block's barriers
@@ -549,11 +560,14 @@ void* shared_array(const void* key, size_t bytes) {
   for (const SharedArray& array : block.arrays)
     if (array.key == key) return array.data;
   if (block.arrays.size() == kMaxSharedArrays) fail("too many __shared__ variables");
-  size_t total = bytes;
-  for (const SharedArray& array : block.arrays) total += array.bytes;
-  if (total > size_t(device.shared_per_block_opt_in))
-    fail("the block's shared memory, " + std::to_string(total) + " bytes, exceeds the device's");
-  char* data = allocate_shared(bytes);
+  size_t static_bytes = bytes;
+  for (const SharedArray& array : block.arrays) static_bytes += array.key ? array.bytes : 0;
+  if (static_bytes > kStaticBytes)
+    fail("the block's static shared memory, " + std::to_string(static_bytes) + " bytes, exceeds 48 KiB");
+  if (static_bytes + current_grid->dynamic_shared > size_t(device.shared_per_block_opt_in))
+    fail("the block's static and dynamic shared memory together exceed the device's");
+  char* data = kThreadSanitizer ? block.arena + block.arena_used : allocate_shared(bytes);
+  block.arena_used += (bytes + 127) / 128 * 128;  // arrays begin at bank 0
   fill_with_nan(data, bytes);
   block.arrays.push_back({key, data, bytes});
   return data;

@@ -62,6 +62,16 @@ __global__ void __launch_bounds__(256) gate_rows(const T* __restrict__ x, T* __r
   }
 }
 
+// y[i] = x[i] - x[last of its block], through static shared memory that different threads write first
+template <Bug bug>
+__global__ void subtract_last(const float* x, float* y) {
+  SHARED(float, values, [64]);
+  const int first = blockIdx.x * blockDim.x;
+  values[threadIdx.x] = x[first + threadIdx.x];
+  if constexpr (bug != Bug::kNoBlockBarrier) __syncthreads();
+  y[first + threadIdx.x] = values[threadIdx.x] - values[blockDim.x - 1];
+}
+
 // y[i] = x[i] - mean(x)      one cooperative launch, *total starts at 0
 template <Bug bug>
 __global__ void subtract_mean(const float* x, float* y, float* total, int count) {

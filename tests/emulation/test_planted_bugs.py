@@ -8,7 +8,7 @@ import pytest
 from attnkernels.testing import emulation
 
 MODES = ("plain", "asan", "tsan")
-KERNELS = ("gate_rows", "subtract_mean", "cluster_mean", "last_block_sum", "divergent_barrier")
+KERNELS = ("gate_rows", "subtract_last", "subtract_mean", "cluster_mean", "last_block_sum", "divergent_barrier")
 WRONG = "want"  # the program compared the numbers itself
 RACE = "ThreadSanitizer: data race"
 
@@ -16,6 +16,8 @@ RACE = "ThreadSanitizer: data race"
 BUGS = [
     ("gate_rows", "no_block_barrier", "plain", WRONG),
     ("gate_rows", "no_block_barrier", "tsan", RACE),
+    ("subtract_last", "no_block_barrier", "plain", WRONG),
+    ("subtract_last", "no_block_barrier", "tsan", RACE),
     ("gate_rows", "global_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
     ("gate_rows", "shared_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
     ("subtract_mean", "plain_accumulate", "tsan", RACE),

@@ -54,6 +54,14 @@ void gate(int rows, int pixels, double tolerance) {
 }
 
 template <Bug bug>
+void subtract_last() {
+  const std::vector<float> x = numbers<float>(3 * 64);
+  std::vector<float> y(x.size());
+  expect_success(launch({dim3(3), dim3(64)}, planted::subtract_last<bug>, x.data(), y.data()));
+  for (size_t i = 0; i < x.size(); ++i) expect_close(y[i], x[i] - x[i / 64 * 64 + 63], 0, "subtract_last");
+}
+
+template <Bug bug>
 void subtract_mean() {
   const std::vector<float> x = numbers<float>(1500);
   std::vector<float> y(x.size()), total(1);
@@ -109,6 +117,10 @@ int run(const std::string& kernel, const std::string& bug) {
     gate<float, 4, Bug::kGlobalOutOfBounds>(3, 1000, 1e-5);
   } else if (name == "gate_rows shared_out_of_bounds") {
     gate<float, 4, Bug::kSharedOutOfBounds>(3, 1000, 1e-5);
+  } else if (name == "subtract_last none") {
+    subtract_last<Bug::kNone>();
+  } else if (name == "subtract_last no_block_barrier") {
+    subtract_last<Bug::kNoBlockBarrier>();
   } else if (name == "subtract_mean none") {
     subtract_mean<Bug::kNone>();
   } else if (name == "subtract_mean plain_accumulate") {

@@ -1,0 +1,21 @@
+"""Every room's stand-alone program: the launchers on memory of exact size, under sanitizers."""
+
+import subprocess
+
+import pytest
+
+from attnkernels.testing import emulation
+from tools import emulated
+
+ROOMS = [name for name in emulated.programs() if list((emulated.ROOT / "csrc" / name).glob("*.cu"))]
+
+
+def test_every_room_with_cuda_kernels_has_a_program():
+    assert sorted({path.parent.name for path in (emulated.ROOT / "csrc").glob("*/*.cu")}) == ROOMS
+
+
+@pytest.mark.parametrize("mode", ["asan", "tsan"])
+@pytest.mark.parametrize("room", ROOMS)
+def test_program(room, mode):
+    done = subprocess.run([emulation.build(mode, room)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-20000:]

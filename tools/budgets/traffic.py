@@ -1,0 +1,91 @@
+"""Bytes that the CUDA kernels move, counted by the host emulation on the cases of tests/emulation/traffic/<room>.py.
+
+A case file has `CASES: list[TrafficCase]`. Counting runs in a process of its own (`python -m
+tools.budgets.traffic ROOM`): one process holds either the plain emulated library or the one that counts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnkernels.testing import emulation
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CASE_FILES = ROOT / "tests" / "emulation" / "traffic"
+COMPILER = "g++"
+
+
+@dataclass(frozen=True)
+class TrafficCase:
+    """One call whose traffic is counted.
+
+    Attributes:
+        name: what is particular about it.
+        dtype: as the table names it, such as "bfloat16".
+        call: runs the op with backend "emulated"; the tensors to account for, inputs and results, by name.
+        device: fields of the emulated device that differ from an H100's.
+    """
+
+    name: str
+    dtype: str
+    call: Callable[[], dict]
+    device: dict[str, int] = field(default_factory=dict)
+
+
+def compiler() -> str:
+    return "any"  # the figures follow from the source
+
+
+def why_unavailable() -> str:
+    return emulation.why_unavailable()
+
+
+def rooms() -> list[str]:
+    return sorted(path.stem for path in CASE_FILES.glob("*.py"))
+
+
+def rows(room: str, quick: bool = False) -> Iterator[dict]:
+    """Every case, also when `quick`: they are small."""
+    command = [sys.executable, "-m", "tools.budgets.traffic", room]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"counting the traffic of {room} failed:\n{done.stdout}{done.stderr}")
+    yield from json.loads(done.stdout.splitlines()[-1])
+
+
+def count(room: str) -> Iterator[dict]:
+    """The rows of a room, counted in this process."""
+    spec = importlib.util.spec_from_file_location(f"traffic_{room}", CASE_FILES / f"{room}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    bench = emulation.load("traffic")
+    for case in module.CASES:
+        buffers: dict = {}
+        with bench.device(**case.device), bench.traffic(buffers) as traffic:
+            buffers.update(case.call())
+        common = {"wall": "cuda", "arch": "emulated", "dtype": case.dtype, "case": case.name}
+        for row in traffic.buffers:
+            figures = {
+                "factor": round(row.factor, 4),
+                "bytes_per_access": round(row.bytes_per_access, 2),
+                "sector_efficiency": round(row.sector_efficiency, 4),
+            }
+            access = "write" if row.write else "read"
+            yield {**common, "kernel": row.kernel, "buffer": row.buffer, "access": access, "figures": figures}
+        for row in traffic.shared:
+            yield {
+                **common,
+                "kernel": row.kernel,
+                "buffer": "shared",
+                "figures": {"conflicts": round(row.conflicts, 3)},
+            }
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(count(sys.argv[1]))))
