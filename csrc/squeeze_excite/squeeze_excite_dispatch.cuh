@@ -1,28 +1,9 @@
-// What the launchers share: element types from DataType, and a Result from an error.
+// What the launchers share.
 #pragma once
-#include "common/numeric.cuh"
+#include "common/cuda_dispatch.cuh"
 #include "squeeze_excite/squeeze_excite_launch.h"
 
 namespace attnkernels::squeeze_excite {
-
-inline Result result(const char* kernel, cudaError_t error) {
-  return error == cudaSuccess ? Result{} : Result{kernel, cudaGetErrorString(error)};
-}
-
-// run(T()) for the element type
-template <class Run>
-auto dispatch(DataType type, Run run) {
-  switch (type) {
-    case DataType::kDouble:
-      return run(double());
-    case DataType::kHalf:
-      return run(__half());
-    case DataType::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(float());
-  }
-}
 
 inline dim3 grid_of(int64_t blocks, int64_t samples) { return dim3(unsigned(blocks), unsigned(samples)); }
 

@@ -1,0 +1,14 @@
+// What the CUDA launchers of every op take and give; no CUDA and no torch header.
+#pragma once
+#include <cstdint>
+
+namespace attnkernels {
+
+enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
+
+struct Result {
+  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
+  const char* error = nullptr;
+};
+
+}  // namespace attnkernels
