@@ -28,7 +28,8 @@ template <class T>
 SIMD_INLINE void prefetch(const T* from, int64_t row, int64_t rows, int64_t columns, bool to_write = false) {
   for (int64_t r = 0; r < rows; ++r) {
     const char* bytes = reinterpret_cast<const char*>(from + r * row);
-    for (int64_t at = 0; at < columns * int64_t(sizeof(T)) + 63; at += 64)  // one more: rows start anywhere in a cache line
+    for (int64_t at = 0; at < columns * int64_t(sizeof(T)) + 63;
+         at += 64)  // one more: rows start anywhere in a cache line
       to_write ? __builtin_prefetch(bytes + at, 1) : __builtin_prefetch(bytes + at);
   }
 }
@@ -54,7 +55,8 @@ void load_lines(const LineMatrices<Accumulator<T>>& to, Map<const T> map, int64_
     for (int64_t c = 0; c < count; c += kLanes<T>) {
       const int64_t next = c + kLanes<T>;
       if (next < count) prefetch(from + next * map.pixels, map.pixels, min_of(count - next, kLanes<T>), lines.length);
-      transpose_into(to.data + c, to.row, from + c * map.pixels, map.pixels, min_of(count - c, kLanes<T>), lines.length);
+      transpose_into(to.data + c, to.row, from + c * map.pixels, map.pixels, min_of(count - c, kLanes<T>),
+                     lines.length);
     }
   } else {
     for (int64_t i = 0; i < lines.length; ++i) {
@@ -64,8 +66,8 @@ void load_lines(const LineMatrices<Accumulator<T>>& to, Map<const T> map, int64_
   }
 }
 
-// to(channel + c, pixel i of line g) = from.line(g)[i][c] (+ scale[g][i] old(the same)) for c < count; `old` lies as `to`
-// does and may be it, the rows of `scale` are `scale_row` apart.
+// to(channel + c, pixel i of line g) = from.line(g)[i][c] (+ scale[g][i] old(the same)) for c < count; `old` lies as
+// `to` does and may be it, the rows of `scale` are `scale_row` apart.
 template <class T>
 void store_lines(Map<T> to, const Accumulator<T>* old, int64_t channel, int64_t count,
                  const LineMatrices<Accumulator<T>>& from, const Pass& pass, const Group& group,
@@ -104,6 +106,17 @@ void store_lines(Map<T> to, const Accumulator<T>* old, int64_t channel, int64_t 
   }
 }
 
+// The same channels of the group after this one, where its lines are rows of memory.
+template <class T>
+SIMD_INLINE Ahead next_lines(const T* tensor, const Shape& shape, int64_t channels, int64_t count, const Pass& pass,
+                             int64_t index, int64_t end) {
+  if (!shape.channels_last || index + 1 >= end) return {};
+  const Group next = pass.group(index + 1);
+  const Map<const T> map = sample_of(tensor, shape, channels, next);
+  return {reinterpret_cast<const char*>(map.data + next.start * channels),
+          pass.lines.step * channels * int64_t(sizeof(T)), count * int64_t(sizeof(T)), pass.lines.length};
+}
+
 // What the passes over a map add up to: `result`, and until the last pass `partial`, in the accumulators' type.
 template <class T>
 struct Sums {
@@ -117,23 +130,25 @@ SIMD_INLINE Sums<T> sums_of(T* result, Accumulator<T>* partial, const Shape& sha
   return {sample_of(result, shape, channels, group), sample_of(partial, shape, channels, group)};
 }
 
-// sums[i][c] = sum_k a(g)(i, k) b.line(g)[k][c] (+ scale[g][i] sums[i][c]) for the pixels i and k of every line g of the
-// group and the channels from `channel` on; written straight from the registers where the sums are [pixel][channel].
+// sums[i][c] = sum_k a(g)(i, k) b.line(g)[k][c] (+ scale[g][i] sums[i][c]) for the pixels i and k of every line g of
+// the group and the channels from `channel` on; written straight from the registers where the sums are
+// [pixel][channel].
 template <class T, class Left>
 void add_products(const Sums<T>& sums, int64_t channel, int64_t count, const Left& a,
                   const LineMatrices<Accumulator<T>>& b, const Scratch<Accumulator<T>>& scratch, const Pass& pass,
-                  const Group& group, const Accumulator<T>* scale, int64_t scale_row) {
+                  const Group& group, const Accumulator<T>* scale, int64_t scale_row, const Ahead& ahead = {}) {
   using Sum = Accumulator<T>;
   const int64_t length = pass.lines.length;
   constexpr bool same_type = std::is_same_v<T, Sum>;
   if (sums.partial.channels_last && (same_type || !pass.last)) {  // a group of one line
     const int64_t channels = sums.partial.channels;
     const Product<Sum> to{sums.partial.data + group.start * channels + channel, pass.lines.step * channels, scale};
-    multiply(length, count, length, a(0), b.line(0), b.row, to);
+    multiply(length, count, length, a(0), b.line(0), b.row, to, ahead);
     return;
   }
   for (int64_t g = 0; g < group.count; ++g)
-    multiply(length, count, length, a(g), b.line(g), b.row, Product<Sum>{scratch.result.line(g), scratch.result.row, nullptr});
+    multiply(length, count, length, a(g), b.line(g), b.row,
+             Product<Sum>{scratch.result.line(g), scratch.result.row, nullptr});
   if (same_type || pass.last) {
     store_lines(sums.result, sums.partial.data, channel, count, scratch.result, pass, group, scale, scale_row);
   } else {
@@ -158,8 +173,8 @@ SIMD_INLINE T dot(const T* left, const T* right, int64_t channels) {
 template <class T>
 void line_products(const LineMatrices<T>& to, const LineMatrices<T>& left, const LineMatrices<T>& right, int64_t g,
                    int64_t length, int64_t channels, const Scratch<T>& scratch, const T* scale) {
-  // Lines are often a multiple of 16 and one pixel long (65, 97 and 129 pixels of 513, 769 and 1025): a vector for up to
-  // a quarter of its lanes costs more than dot products, which take 1/12 of it per column.
+  // Lines are often a multiple of 16 and one pixel long (65, 97 and 129 pixels of 513, 769 and 1025): a vector for up
+  // to a quarter of its lanes costs more than dot products, which take 1/12 of it per column.
   const int64_t rest = length % kLanes<T>, columns = length > rest && rest * 4 <= kLanes<T> ? length - rest : length;
   transpose_into(scratch.transposed, scratch.square, right.line(g), right.row, columns, channels);
   multiply<T>(length, columns, channels, {left.line(g), left.row, 1}, scratch.transposed, scratch.square,
@@ -174,8 +189,8 @@ void line_products(const LineMatrices<T>& to, const LineMatrices<T>& left, const
 }
 
 // grad_query[i] += sum_j grad_energy(i, j) key[j]        grad_key[j] += sum_i grad_energy(i, j) query[i]
-// grad_energy is scratch.probability: element (i, j) of line g is at i * query_step + j * key_step. For the arguments of
-// either backward.
+// grad_energy is scratch.probability: element (i, j) of line g is at i * query_step + j * key_step. For the arguments
+// of either backward.
 template <class Arguments, class Sum>
 void query_and_key_gradients(const Arguments& to, const Scratch<Sum>& scratch, const Pass& pass, const Group& group,
                              int64_t query_step, int64_t key_step) {
