@@ -15,7 +15,7 @@ _AFFINITY, _AGGREGATE, _ATTENTION = "criss_cross_affinity", "criss_cross_aggrega
 
 
 def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -> Tensor:
-    """The energies of criss-cross attention (Huang et al. 2019, arXiv:1811.11721), in the order of the official kernels.
+    """The energies of criss-cross attention (Huang et al. 2019, arXiv:1811.11721), in the official kernels' order.
 
     Args:
         query: [N, Cq, H, W], float32, float64, float16 or bfloat16, any strides.

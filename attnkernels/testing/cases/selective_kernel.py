@@ -1,4 +1,4 @@
-"""Cases of pooled_sum, select_branches and selective_kernel: branches apart and stacked, of the sizes of real networks."""
+"""Cases of pooled_sum, select_branches and selective_kernel: branches apart and stacked, of real networks' sizes."""
 
 from __future__ import annotations
 
