@@ -23,11 +23,15 @@ LIBRARIES = sorted(PACKAGE.glob("_C_*.so"))
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm is not installed")
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
 def test_libraries_use_no_cpython_and_no_unstable_torch(library):
-    symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+    ).stdout
     names = [line.split()[-1] for line in symbols.splitlines()]
     assert names
     assert not [name for name in names if name.startswith(("Py", "_Py"))]
-    assert not [name for name in names if re.match(r"_ZN?K?(2at|3c10|5torch)", name)]  # the C++ ABI of one torch version
+    assert not [
+        name for name in names if re.match(r"_ZN?K?(2at|3c10|5torch)", name)
+    ]  # the C++ ABI of one torch version
 
 
 def build(tmp_path, **environment):
