@@ -17,7 +17,8 @@ def _place(document: Document, file: Path) -> str:
     place = document["environment"]
     threads = "" if document["environment"].get("driver") else f", {place['threads']} thread"
     commit = str(place.get("commit", ""))[:10]
-    return f"{place['device']}{threads}, torch {place['versions']['torch']}; [{file.name}](benchmarks/results/{file.name}), {commit}"
+    link = f"[{file.name}](benchmarks/results/{file.name})"
+    return f"{place['device']}{threads}, torch {place['versions']['torch']}; {link}, {commit}"
 
 
 def _table(header: list[str], lines: list[list[str]]) -> list[str]:
