@@ -6,6 +6,8 @@ namespace attnkernels {
 
 enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
 
+inline int64_t element_bytes(DataType type) { return type == DataType::kDouble ? 8 : type == DataType::kFloat ? 4 : 2; }
+
 struct Result {
   const char* kernel = nullptr;  // the kernel whose launch failed; null: none
   const char* error = nullptr;

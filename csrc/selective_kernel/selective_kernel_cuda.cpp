@@ -85,7 +85,7 @@ std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights,
     if (stacked) {
       // [N, M, C, P] or [N, P, M, C]
       const int64_t plane = shape.channels * shape.pixels;
-      const int64_t offset = m * (channels_last ? shape.channels : plane) * grads[0].element_size();
+      const int64_t offset = m * (channels_last ? shape.channels : plane) * element_bytes(type);
       rows.branch[m] = {static_cast<char*>(grads[0].mutable_data_ptr()) + offset, shape.branches * plane,
                         channels_last ? shape.branches * shape.channels : shape.pixels};
     } else if (needs >> m & 1) {
