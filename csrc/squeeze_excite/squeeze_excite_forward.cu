@@ -16,7 +16,7 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
   a.parameters = {static_cast<const T*>(tensors.reduce_weight), static_cast<const T*>(tensors.reduce_bias),
                   static_cast<const T*>(tensors.expand_weight), static_cast<const T*>(tensors.expand_bias)};
   a.shape = shape;
-  a.own_gates = plan.own_gates;
+  a.fused_hidden = plan.fused_hidden;
   a.sum_splits = plan.sums.splits;
   a.vectorised = equally_aligned(a.x, a.residual, static_cast<const T*>(a.y));
   if (kChannelsLast) a.vectorised &= misalignment(a.x) == 0 && shape.channels % kVectorWidth<T> == 0;
@@ -27,44 +27,60 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
     config.block = dim3(plan.threads);
     config.cluster = dim3(plan.cluster);
     config.shared_bytes = plan.shared_bytes;
-    return result("squeeze_excite_single_pass",
-                  launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
+    return result("squeeze_excite_single_pass", launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a,
+                                                       plan.channels, plan.sums.short_planes));
   }
-  a.partial = static_cast<Sum*>(tensors.scratch);
-  a.activated = a.partial + shape.samples * plan.sums.splits * shape.channels;
-  a.output_reuse = plan.streams ? Reuse::kOnce : Reuse::kLikely;
-  const int64_t sample_groups = ceil_div(shape.samples, kLayerSamples);
-  config.block = dim3(plan.sums.threads);
-  config.grid = grid_of(plan.sums.blocks() * shape.samples);
-  config.shared_bytes = plan.sums.shared_bytes;
-  cudaError_t error = launch(config, squeeze_excite_pool<T, kChannelsLast>, a, plan.sums);
-  if (error != cudaSuccess) return result("squeeze_excite_pool", error);
-  config.block = dim3(kLayerThreads);
-  config.shared_bytes = 0;
-  if (shape.hidden) {
-    config.grid = grid_of(layer_row_blocks<T>(shape.hidden, shape.channels) * sample_groups);
-    error = launch(config, squeeze_excite_layer<T, false>, a);
-    if (error != cudaSuccess) return result("squeeze_excite_layer", error);
+  Sum* const partial = static_cast<Sum*>(tensors.scratch);
+  Sum* const activated = partial + (plan.sums.splits > 1 ? shape.samples * plan.sums.splits * shape.channels : 0);
+  // What is written stays in the cache only where a wave of it and of x fits: it must not push out x.
+  a.output_reuse = plan.wave < shape.samples ? Reuse::kOnce : Reuse::kLikely;
+  for (int64_t first = 0; first < shape.samples; first += plan.wave) {
+    ForwardArguments<T> wave = a;
+    wave.shape.samples = std::min(plan.wave, shape.samples - first);
+    const int64_t offset = first * shape.channels * shape.pixels;
+    wave.x += offset;
+    wave.y += offset;
+    if (wave.residual) wave.residual += offset;
+    wave.saved += first * shape.saved_columns();
+    wave.partial = partial + first * plan.sums.splits * shape.channels;
+    wave.activated = activated + first * shape.hidden;
+    config.block = dim3(plan.sums.threads);
+    config.grid = grid_of(plan.sums.blocks(), wave.shape.samples);
+    config.shared_bytes = plan.sums.shared_bytes;
+    cudaError_t error = launch(config, squeeze_excite_pool<T, kChannelsLast>, wave, plan.sums);
+    if (error != cudaSuccess) return result("squeeze_excite_pool", error);
+    if (shape.hidden && !plan.fused_hidden) {
+      const int64_t staged = staged_length<Sum>(shape.channels);
+      const int each = int(staged ? std::min<int64_t>(kHiddenSamples, wave.shape.samples) : 1);
+      config.block = dim3(kThreads);
+      config.grid = grid_of(ceil_div(shape.hidden, kThreads / 32), ceil_div(wave.shape.samples, each));
+      config.shared_bytes = each * staged * sizeof(Sum);
+      error = launch(config, squeeze_excite_hidden<T>, wave, each);
+      if (error != cudaSuccess) return result("squeeze_excite_hidden", error);
+    }
+    config.block = dim3(plan.map.threads);
+    config.grid = grid_of(plan.map.blocks(), wave.shape.samples);
+    config.shared_bytes = plan.map.shared_bytes;
+    error = launch(config, squeeze_excite_scale<T, kChannelsLast>, wave, plan.map);
+    if (error != cudaSuccess) return result("squeeze_excite_scale", error);
   }
-  if (plan.own_gates) {
-    config.grid =
-        grid_of(layer_row_blocks<T>(shape.channels, shape.hidden ? shape.hidden : shape.channels) * sample_groups);
-    error = launch(config, squeeze_excite_layer<T, true>, a);
-    if (error != cudaSuccess) return result("squeeze_excite_layer", error);
-  }
-  config.block = dim3(plan.map.threads);
-  config.grid = grid_of(plan.map.blocks() * shape.samples);
-  config.shared_bytes = plan.map.shared_bytes;
-  error = launch(config, squeeze_excite_scale<T, kChannelsLast>, a, plan.map);
-  if (error != cudaSuccess) return result("squeeze_excite_scale", error);
   return {};
 }
 
 }  // namespace
 
 Result limits(Limits& found) {
-  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, shared_bytes = 0;
+  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, block_bytes = 0, shared_bytes = 0;
+  int clock_khz = 0, bus_bits = 0;
   cudaError_t error = cudaGetDevice(&device);
+#ifndef ATTNKERNELS_EMULATED  // where tests change the device
+  thread_local int known_device = -1;
+  thread_local Limits known;
+  if (error == cudaSuccess && device == known_device) {
+    found = known;
+    return {};
+  }
+#endif
   const auto ask = [&](int& value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
   };
@@ -72,8 +88,19 @@ Result limits(Limits& found) {
   ask(minor, cudaDevAttrComputeCapabilityMinor);
   ask(multiprocessors, cudaDevAttrMultiProcessorCount);
   ask(l2_bytes, cudaDevAttrL2CacheSize);
-  ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  found = {10 * major + minor, multiprocessors, l2_bytes, shared_bytes};
+  ask(block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(clock_khz, cudaDevAttrMemoryClockRate);
+  ask(bus_bits, cudaDevAttrGlobalMemoryBusWidth);
+  // Two transfers a clock: bits / 8 * 2 * kHz / 1000 bytes in a microsecond.
+  found = {10 * major + minor, multiprocessors, l2_bytes,
+           block_bytes,        shared_bytes,    int64_t(bus_bits) * clock_khz / 4000};
+#ifndef ATTNKERNELS_EMULATED
+  if (error == cudaSuccess) {
+    known = found;
+    known_device = device;
+  }
+#endif
   return result("the limits of the device", error);
 }
 

@@ -2,12 +2,14 @@
 #pragma once
 #include <cstddef>
 
+#include "common/cuda_launch.h"
 #include "squeeze_excite/squeeze_excite.h"
 #include "squeeze_excite/squeeze_excite_plan.h"
 
 namespace attnkernels::squeeze_excite {
 
-enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
+using attnkernels::DataType;
+using attnkernels::Result;
 
 inline ElementSize element_size(DataType type) {
   if (type == DataType::kDouble) return {8, 8};
@@ -29,11 +31,6 @@ struct BackwardTensors {
   void* scratch;                                                                        // sum [backward_scratch()]
 };
 
-struct Result {
-  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
-  const char* error = nullptr;
-};
-
 // The limits of the current device.
 Result limits(Limits& found);
 
@@ -43,11 +40,12 @@ Plan choose_backward(DataType type, const Shape& shape, const Limits& limits, in
 // Numbers of scratch that a plan needs, in the accumulation type.
 inline int64_t forward_scratch(const Shape& shape, const Plan& plan) {
   if (plan.cluster) return 0;
-  return shape.samples * (plan.sums.splits * shape.channels + shape.hidden);
+  const int64_t partial = plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
+  return shape.samples * (partial + (plan.fused_hidden ? 0 : shape.hidden));
 }
 inline int64_t backward_scratch(const Shape& shape, const Plan& plan) {
   const int64_t partial = plan.cluster ? 0 : plan.sums.splits * shape.channels;
-  return shape.samples * (partial + 2 * shape.channels + shape.hidden);
+  return shape.samples * (partial + shape.channels + shape.hidden);
 }
 
 // Launch on a stream (a cudaStream_t); shapes with no sample, channel or pixel launch nothing.
