@@ -7,6 +7,11 @@
 
 namespace attnkernels::selective_kernel {
 
+// Blocks that a multiprocessor must at least have registers for, 80 a thread: of 16-bit types the compiler would take
+// 112, for no gain. The others come to 80 by themselves, except double, which needs more.
+template <class T>
+inline constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;
+
 template <class T>
 struct PoolArguments {
   Branches<const T> branches;
@@ -229,7 +234,7 @@ __device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& 
 
 // da[n, m, c] = sum_p dV[n, c, p] U_m[n, c, p];  dz as above, or da of each split into partial[n, split, m, c]
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     selective_kernel_grad_logits(const __grid_constant__ GradLogitsArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
