@@ -7,6 +7,10 @@
 
 namespace attnkernels::selective_kernel {
 
+// Blocks that a multiprocessor must at least have registers for: 128 a thread. Unbounded, the compiler spills a few to
+// reach an occupancy that these kernels do not need.
+inline constexpr int kBlocks = 2;
+
 template <class T>
 struct PoolArguments {
   Branches<const T> branches;
@@ -169,7 +173,8 @@ __device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const 
 
 // a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, weights);  // [M, channels of the tile]
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, true);
@@ -229,7 +234,7 @@ __device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& 
 
 // da[n, m, c] = sum_p dV[n, c, p] U_m[n, c, p];  dz as above, or da of each split into partial[n, split, m, c]
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     selective_kernel_grad_logits(const __grid_constant__ GradLogitsArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;

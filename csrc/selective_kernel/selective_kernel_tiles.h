@@ -24,9 +24,9 @@ struct Tiles {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks beyond which a launch is not divided further. Of sums, four for each of an H100's 132 multiprocessors, all
-// resident at once: more would be more partial sums. Maps have nothing to add up, and their last blocks end sooner.
-constexpr int64_t kMostSumBlocks = 512, kMostMapBlocks = 2048;
+// Blocks beyond which a launch is not divided further: of sums, some eight for each of an H100's 132 multiprocessors,
+// since more would be more partial sums. Maps have nothing to add up, and of smaller blocks the last end sooner.
+constexpr int64_t kMostSumBlocks = 1024, kMostMapBlocks = 2048;
 
 // width: elements of a 128-bit vector
 inline Tiles choose_tiles(const Shape& shape, int width, bool vectorised, int64_t most_blocks) {
