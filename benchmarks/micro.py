@@ -75,7 +75,8 @@ class Problem:
         )
         y = self.case.eager(*self.args, **self.kwargs)
         self.grad = torch.randn(y.shape, generator=generator, device=self.device).to(y.dtype)
-        self.grad = self.grad.contiguous(memory_format=_format_of(y))
+        # In the layout of the model: what the next layer of a channels_last model hands back is channels_last.
+        self.grad = self._formatted(self.grad)
 
     def _formatted(self, value: Tensor) -> Tensor:
         last = self.layout == "channels_last" and value.dim() == 4

@@ -30,7 +30,7 @@ def test_no_kernel_spills_and_streams_are_wide(room):
     assert not [table.describe(table.key_of(row)) for row in rows if row["figures"]["spill_bytes"]]
 
 
-# The passes over each buffer, of both dtypes and layouts in the cases of tests/emulation/traffic/squeeze_excite.py.
+# The passes over each buffer, of both dtypes in the cases of tests/emulation/traffic/squeeze_excite.py.
 SQUEEZE_EXCITE_PASSES = {
     "two passes": {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1},
     "single pass": {("x", "read"): 1 + 1, ("y", "write"): 1, ("grad_y", "read"): 1, ("grad_x", "write"): 1},
@@ -41,7 +41,7 @@ SQUEEZE_EXCITE_PASSES = {
 def test_squeeze_excite_reads_and_writes_no_more_than_it_must(path):
     rows = [r for r in table.load("squeeze_excite")["rows"] if r.get("case", "").startswith(path) and "access" in r]
     runs = {(r["case"], r["dtype"]) for r in rows}
-    assert len(runs) == 4
+    assert len(runs) == {"two passes": 4, "single pass": 2}[path]
     for run in runs:
         factors = dict.fromkeys(SQUEEZE_EXCITE_PASSES[path], 0.0)
         for r in rows:

@@ -1,5 +1,7 @@
 """Attention layers as nn.Modules with ordinary parameters: drop-in for those of timm, torchvision and the papers."""
 
+from .criss_cross import CrissCrossAttention
+from .selective_kernel import SelectiveKernel, SKConv
 from .squeeze_excite import SqueezeExcite
 
-__all__ = ["SqueezeExcite"]
+__all__ = ["CrissCrossAttention", "SKConv", "SelectiveKernel", "SqueezeExcite"]

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-
 _NAMESPACE = {
     "cpu": "attnkernels",
     "cuda": "attnkernels",

@@ -28,7 +28,8 @@ class Adapter:
 
     Attributes:
         op: the public function that runs.
-        originals: qualified names of the upstream class, one for each place it has lived.
+        originals: qualified names of the upstream class, one for each place it has lived; "*.Name" for a class that
+            is copied from project to project, and so lives anywhere.
         fingerprints: of the upstream forwards that this adapter was written for.
         arguments: reads from a module what `forward` gives to the op, or says why the op cannot take this module. It is
             asked when the module is patched and again at each call, as modules may be changed in between.
@@ -50,7 +51,8 @@ class Adapter:
 
 
 @functools.cache
-def _source_fingerprint(function: Callable) -> str:
+def source_fingerprint(function: Callable) -> str:
+    """The fingerprint of one function; empty where its source cannot be read."""
     try:
         definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -66,7 +68,7 @@ def _source_fingerprint(function: Callable) -> str:
 
 def fingerprint(cls: type, methods: tuple[str, ...] = ("forward",)) -> str:
     """The fingerprint of a class's methods; a part is empty where the source cannot be read."""
-    return " ".join(_source_fingerprint(getattr(cls, method)) for method in methods)
+    return " ".join(source_fingerprint(getattr(cls, method)) for method in methods)
 
 
 def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | None, str]:
@@ -76,6 +78,8 @@ def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | Non
     """
     for base in cls.__mro__:
         adapter = adapters.get(qualified_name(base))
+        if adapter is None and not base.__module__.startswith("attnkernels."):
+            adapter = adapters.get(f"*.{base.__name__}")
         if adapter is None:
             continue
         for method in adapter.methods:

@@ -6,6 +6,20 @@ from ._check import check_against_float64
 from ._walls import walls
 
 __all__ = [
-    "CASES", "DTYPES", "LAYOUTS", "TOLERANCES", "OpCase", "Tolerance", "assert_close_to_float64", "cases",
-    "check_against_float64", "gradients",    "in_float64", "map_tensors", "run", "tensors_of", "uninitialized_is_nan", "walls",
-]  # fmt: skip
+    "CASES",
+    "DTYPES",
+    "LAYOUTS",
+    "TOLERANCES",
+    "OpCase",
+    "Tolerance",
+    "assert_close_to_float64",
+    "cases",
+    "check_against_float64",
+    "gradients",
+    "in_float64",
+    "map_tensors",
+    "run",
+    "tensors_of",
+    "uninitialized_is_nan",
+    "walls",
+]

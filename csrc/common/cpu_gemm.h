@@ -1,5 +1,6 @@
-// Matrix products and transposes of the size of one attention line, on operands in cache; included once per level by the
-// kernels that need them, no include guard. A matrix is `rows` rows of `row` elements, so element [i][j] is data[i * row + j].
+// Matrix products and transposes of the size of one attention line, on operands in cache; included once per level by
+// the kernels that need them, no include guard. A matrix is `rows` rows of `row` elements, so element [i][j] is data[i
+// * row + j].
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
 
@@ -86,6 +87,19 @@ template <int Rows, int Vectors, class T>
   }
 }
 
+// A block of memory that will be needed next, fetched into the L2 cache a little with every panel of a product: a core
+// that only reads or only computes wastes the other half of the time.
+struct Ahead {
+  const char* from = nullptr;
+  int64_t row = 0, row_bytes = 0, rows = 0;  // bytes between rows and of each
+
+  SIMD_INLINE void fetch(int64_t part, int64_t parts) const {
+    const int64_t lines = row_bytes / 64, last = lines * rows * (part + 1) / parts;
+    for (int64_t i = lines * rows * part / parts; i < last; ++i)
+      __builtin_prefetch(from + i / lines * row + i % lines * 64, 0, 2);
+  }
+};
+
 // multiply_tile of 1..kTileRows rows
 template <int Vectors, class T, int Rows = kTileRows>
 SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
@@ -98,7 +112,8 @@ SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
 // c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]), i < rows, j < columns, k < depth. Rows of b are read up to a
 // whole number of vectors.
 template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c,
+              const Ahead& ahead = {}) {
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;  // of nearly equal height: no tile of one row is left over
   const int64_t height = blocks ? rows / blocks : 0, taller = rows - height * blocks;
   Tile<T> tile{a, b, b_row, c, depth, kLanes<T>};
@@ -108,6 +123,7 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, con
     tile.c.data = c.data + j;
     tile.c.scale = c.scale;
     const int64_t left = columns - j;
+    if (ahead.from) ahead.fetch(j / (2 * kLanes<T>), (columns + 2 * kLanes<T> - 1) / (2 * kLanes<T>));
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = height + (block < taller);
       if (left > kLanes<T>) {
@@ -145,7 +161,8 @@ SIMD_INLINE void transpose_vectors(V (&rows)[Lanes]) {
 
 // to[j][i] = from[i][j] for i < rows, j < columns, converted; whole vectors are written, zero beyond `rows`
 template <class T>
-void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows, int64_t columns) {
+void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows,
+                    int64_t columns) {
   constexpr int kStep = kLanes<T>;
   for (int64_t i = 0; i < rows; i += kStep) {
     for (int64_t j = 0; j < columns; j += kStep) {
@@ -170,8 +187,8 @@ void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t f
   }
 }
 
-// to[j][i] = from[i][j] (+ scale[i] old[j][i]) for i < rows, j < columns, converted; nothing else is written. `old` lies
-// as `to` does and may be it. Rows of `from` are read up to a whole number of vectors.
+// to[j][i] = from[i][j] (+ scale[i] old[j][i]) for i < rows, j < columns, converted; nothing else is written. `old`
+// lies as `to` does and may be it. Rows of `from` are read up to a whole number of vectors.
 template <class T>
 void transpose_out(T* to, const Accumulator<T>* old, int64_t to_row, const Accumulator<T>* from, int64_t from_row,
                    int64_t rows, int64_t columns, const Accumulator<T>* scale) {

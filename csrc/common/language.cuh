@@ -18,7 +18,7 @@
 #include <utility>
 
 #define SHARED(T, name, ...) __shared__ T name __VA_ARGS__
-#define SHARED_DYNAMIC(T, name)                                 \
+#define SHARED_DYNAMIC(T, name)                              \
   extern __shared__ __align__(16) char attnkernels_shared[]; \
   T* name = reinterpret_cast<T*>(attnkernels_shared)
 #endif

@@ -74,25 +74,30 @@ SIMD_INLINE void row_map(T* y, int64_t count, Value value) {
   if (i < count) store_partial(y + i, value(i, ReadPartial{count - i}), count - i);
 }
 
-inline constexpr int64_t kStagingBytes = 16 * 1024;  // half of the smallest L1 in use: the inputs pass through the rest
+inline constexpr int64_t kChunkBytes = 256 * 1024;  // a quarter of an L2; chunks of 16 KB were 1.3 to 2 times slower
+inline constexpr int64_t kStagingBytes = 8 * 1024;  // a quarter of an L1: the inputs pass through the rest
 
-// y[i] for begin <= i < end, in pieces within one multiple of `period`, in blocks, the last block first: what was read
-// last is still in the cache. piece(i, index, offset), with i = index * period + offset, gives the values from i on as
-// value(j, read). `stream`: past the caches; call stream_fence() after.
+// y[i] for begin <= i < end, in pieces within one multiple of `period`: piece(i, index, offset), i = index * period +
+// offset, gives the values from i on as value(j, read). Chunks in reverse order, as what was read last is still in the
+// cache; ascending within a chunk, for the prefetcher. `stream`: past the caches; call stream_fence() after.
 template <class T, class Piece>
 SIMD_INLINE void map_backwards(T* y, int64_t begin, int64_t end, int64_t period, bool stream, Piece piece) {
-  constexpr int64_t kBlock = kStagingBytes / sizeof(T);
+  constexpr int64_t kChunk = kChunkBytes / sizeof(T), kBlock = kStagingBytes / sizeof(T);
   alignas(64) T staging[kBlock];
-  while (end > begin) {
-    const int64_t first = end - begin > kBlock ? end - kBlock : begin;
-    int64_t index = first / period, offset = first % period;
-    for (int64_t i = first; i < end; ++index, offset = 0) {
-      const int64_t count = end - i < period - offset ? end - i : period - offset;
-      row_map(stream ? staging + (i - first) : y + i, count, piece(i, index, offset));
-      i += count;
+  for (int64_t chunk_end = end; chunk_end > begin; chunk_end -= kChunk) {
+    const int64_t chunk = chunk_end - begin > kChunk ? chunk_end - kChunk : begin;
+    int64_t index = chunk / period, offset = chunk % period;
+    for (int64_t block = chunk; block < chunk_end; block += kBlock) {
+      const int64_t block_end = chunk_end - block > kBlock ? block + kBlock : chunk_end;
+      for (int64_t i = block; i < block_end;) {
+        const int64_t count = block_end - i < period - offset ? block_end - i : period - offset;
+        row_map(stream ? staging + (i - block) : y + i, count, piece(i, index, offset));
+        i += count;
+        offset += count;
+        if (offset == period) ++index, offset = 0;
+      }
+      if (stream) stream_copy(y + block, staging, (block_end - block) * sizeof(T));
     }
-    if (stream) stream_copy(y + first, staging, (end - first) * sizeof(T));
-    end = first;
   }
 }
 

@@ -160,6 +160,36 @@ __device__ void map_planes(const Map& map, int length, int64_t pixels, int64_t s
                            });
 }
 
+// One plane's coefficients.
+template <class A>
+struct PlaneCoefficient {
+  A value, added;
+  __device__ __forceinline__ A scale(int) const { return value; }
+  __device__ __forceinline__ A shift(int) const { return added; }
+};
+
+// map.apply over `length` elements of `count` planes, `pixels` elements apart; each plane by `segments` warps; scale
+// and shift (null: zeros) by plane.
+template <class Map, class A>
+__device__ void map_long_planes(const Map& map, int64_t pixels, int length, int count, int segments, const A* scale,
+                                const A* shift) {
+  const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+  const int step = segments * Map::kWidth, span = (length + step - 1) / step * Map::kWidth;
+  for (int unit = threadIdx.x / 32; unit < count * segments; unit += warps) {
+    const int plane = unit / segments;
+    const int begin = min(length, (unit - plane * segments) * span);
+    const PlaneCoefficient<A> coefficient{scale ? scale[plane] : A(0), shift ? shift[plane] : A(0)};
+    const Map walked = map.moved(plane * pixels + begin);
+    split_range<Map::kWidth>(min(span, length - begin), walked.vectorised, walked.misaligned(), lane, 32,
+                             [&](auto width, int first, int last, int step, auto at) {
+                               constexpr int kW = decltype(width)::value;
+                               strided<Map::kInFlight>(
+                                   first, last, step, [&](int i) { return walked.template fetch<kW>(at(i), at(i)); },
+                                   [&](int i, const auto& loaded) { walked.apply(at(i), loaded, coefficient); });
+                             });
+  }
+}
+
 // map.apply over `rows` rows of `columns` columns of a matrix with `pitch` elements a row; scale and shift (null:
 // zeros) by column.
 template <int kWidth, class Map, class A>

@@ -32,19 +32,22 @@ struct Lines {
 inline Lines lines_along(const Shape& shape, Axis axis) {
   const int64_t pixels = shape.pixels();
   switch (axis) {
-    case Axis::kDepth: return {shape.height * shape.width, shape.depth, shape.height * shape.width, true};
-    case Axis::kHeight: return {shape.depth * shape.width, shape.height, shape.width, true};
-    default: return {pixels / shape.width, shape.width, 1, false};
+    case Axis::kDepth:
+      return {shape.height * shape.width, shape.depth, shape.height * shape.width, true};
+    case Axis::kHeight:
+      return {shape.depth * shape.width, shape.height, shape.width, true};
+    default:
+      return {pixels / shape.width, shape.width, 1, false};
   }
 }
 
 // The first pixel of a line, within its sample.
-inline int64_t line_start(const Lines& lines, int64_t line) {
+constexpr int64_t line_start(const Lines& lines, int64_t line) {
   return line / lines.step * lines.step * lines.length + line % lines.step;
 }
 
-// Sums are held in the accumulators' type from the first pass to the last: `partial` members are workspaces of the shape
-// and layout of the result, and the result itself where its type is the accumulators'.
+// Sums are held in the accumulators' type from the first pass to the last: `partial` members are workspaces of the
+// shape and layout of the result, and the result itself where its type is the accumulators'.
 
 template <class T, class Accumulator>
 struct AttentionForward {

@@ -1,5 +1,6 @@
 // The affinity and its aggregation as functions of their own, forward and backward; included once per level. A pixel's
-// weights for the keys of a line are channels of the affinity: the row's first, then the column's without the pixel itself.
+// weights for the keys of a line are channels of the affinity: the row's first, then the column's without the pixel
+// itself.
 namespace attnkernels::criss_cross::SIMD_LEVEL {
 namespace {
 
@@ -40,8 +41,8 @@ void store_weights(T* affinity, const LineMatrices<Accumulator<T>>& weights, con
       __builtin_memmove(row + i, row + i + 1, (keys.count - i) * sizeof(Sum));
     }
   }
-  store_lines(sample_of(affinity, shape, shape.affinity_channels(), group), no_scale<Sum>, keys.first, keys.count, weights,
-              pass, group, no_scale<Sum>, 0);
+  store_lines(sample_of(affinity, shape, shape.affinity_channels(), group), no_scale<Sum>, keys.first, keys.count,
+              weights, pass, group, no_scale<Sum>, 0);
 }
 
 // affinity[i][j] = sum_c query[i][c] key[j][c]
@@ -63,8 +64,8 @@ void affinity_forward(const Affinity<T>& arguments, const Pass& pass, const Scra
 
 // grad_query[i] += sum_j grad_affinity[i][j] key[j]        grad_key[j] += sum_i grad_affinity[i][j] query[i]
 template <class T>
-void affinity_backward(const AffinityBackward<T, Accumulator<T>>& arguments, const Pass& pass, const Scratch<Accumulator<T>>& scratch,
-                       int64_t begin, int64_t end) {
+void affinity_backward(const AffinityBackward<T, Accumulator<T>>& arguments, const Pass& pass,
+                       const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   const Shape& shape = arguments.shape;
   const int64_t channels = shape.query_channels;
   for (int64_t index = begin; index < end; ++index) {
@@ -80,8 +81,8 @@ void affinity_backward(const AffinityBackward<T, Accumulator<T>>& arguments, con
 
 // out[i] += sum_j affinity[i][j] value[j]
 template <class T>
-void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass& pass, const Scratch<Accumulator<T>>& scratch,
-                       int64_t begin, int64_t end) {
+void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass& pass,
+                       const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
   const Shape& shape = arguments.shape;
   const int64_t channels = shape.value_channels;
@@ -92,9 +93,7 @@ void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass
     for (int64_t c = 0; c < channels; c += scratch.slab) {
       const int64_t count = min_of(scratch.slab, channels - c);
       load_lines(scratch.value, sample_of(arguments.value, shape, channels, group), c, count, pass, group);
-      const auto weights = [&](int64_t g) {
-        return LeftFactor<Sum>{scratch.probability.line(g), scratch.square, 1};
-      };
+      const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), scratch.square, 1}; };
       add_products(sums_of(arguments.out, arguments.partial_out, shape, channels, group), c, count, weights,
                    scratch.value, scratch, pass, group, scale, 0);
     }
@@ -103,8 +102,8 @@ void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass
 
 // grad_affinity[i][j] = sum_c grad_out[i][c] value[j][c]        grad_value[j] += sum_i affinity[i][j] grad_out[i]
 template <class T>
-void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, const Pass& pass, const Scratch<Accumulator<T>>& scratch,
-                        int64_t begin, int64_t end) {
+void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, const Pass& pass,
+                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
   const Shape& shape = arguments.shape;
   const int64_t channels = shape.value_channels, length = pass.lines.length;
@@ -117,9 +116,7 @@ void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, c
       const int64_t count = min_of(scratch.slab, channels - c);
       load_lines(scratch.grad_out, sample_of(arguments.grad_out, shape, channels, group), c, count, pass, group);
       if (arguments.grad_value) {
-        const auto weights = [&](int64_t g) {
-          return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square};
-        };
+        const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square}; };
         add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, channels, group), c, count,
                      weights, scratch.grad_out, scratch, pass, group, scale, 0);
       }

@@ -14,8 +14,8 @@ SIMD_INLINE void store_statistic(T* to, const T* from, const Lines& lines, int64
   for (int64_t i = 0; i < lines.length; ++i) to[start + i * lines.step] = from[i];
 }
 
-// probability[j][i] = exp(energy[j][i] - m[i]) / l[i], m and l the largest energy and the sum of the exponentials of this
-// line and all before; old_scale[i] is what the average of the passes before is worth in the new one.
+// probability[j][i] = exp(energy[j][i] - m[i]) / l[i], m and l the largest energy and the sum of the exponentials of
+// this line and all before; old_scale[i] is what the average of the passes before is worth in the new one.
 template <class T>
 void line_softmax(const Scratch<T>& scratch, int64_t g, const Pass& pass) {
   const int64_t length = pass.lines.length, row = scratch.square;
@@ -72,11 +72,10 @@ void attention_forward(const AttentionForward<T, Accumulator<T>>& arguments, con
     for (int64_t c = 0; c < shape.value_channels; c += scratch.slab) {
       const int64_t count = min_of(scratch.slab, shape.value_channels - c);
       load_lines(scratch.value, sample_of(arguments.value, shape, shape.value_channels, group), c, count, pass, group);
-      const auto weights = [&](int64_t g) {
-        return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square};
-      };
+      const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square}; };
       add_products(sums_of(arguments.out, arguments.partial_out, shape, shape.value_channels, group), c, count, weights,
-                   scratch.value, scratch, pass, group, scale, scratch.square);
+                   scratch.value, scratch, pass, group, scale, scratch.square,
+                   next_lines(arguments.value, shape, shape.value_channels, count, pass, index, end));
     }
   }
 }
@@ -108,7 +107,8 @@ void attention_delta(const AttentionBackward<T, Accumulator<T>>& arguments, int6
       for (; i + kLanes<T> <= count; i += kLanes<T>)
         sum[i / kLanes<T>] = fma(load(grad_out + i), load(out + i), sum[i / kLanes<T>]);
       if (i < count)
-        sum[i / kLanes<T>] = fma(load_partial(grad_out + i, count - i), load_partial(out + i, count - i), sum[i / kLanes<T>]);
+        sum[i / kLanes<T>] =
+            fma(load_partial(grad_out + i, count - i), load_partial(out + i, count - i), sum[i / kLanes<T>]);
     }
     for (int64_t i = 0; i < count; i += kLanes<T>)
       store_partial(arguments.delta + p + i, sum[i / kLanes<T>], min_of(kLanes<T>, count - i));
@@ -149,8 +149,9 @@ void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, c
       load_lines(scratch.grad_out, sample_of(arguments.grad_out, shape, value_channels, group), c, count, pass, group);
       if (arguments.grad_value) {
         const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), row, 1}; };
-        add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, value_channels, group), c, count,
-                     weights, scratch.grad_out, scratch, pass, group, scale, 0);
+        add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, value_channels, group), c,
+                     count, weights, scratch.grad_out, scratch, pass, group, scale, 0,
+                     next_lines(arguments.grad_out, shape, value_channels, count, pass, index, end));
       }
       if (needs_energies) {
         load_lines(scratch.value, sample_of(arguments.value, shape, value_channels, group), c, count, pass, group);
@@ -162,8 +163,7 @@ void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, c
     } while (c < value_channels);
     if (!needs_energies) continue;
     for (int64_t g = 0; g < group.count; ++g) {
-      load_statistic(scratch.statistic, arguments.delta, pass.lines,
-                     group.sample * shape.pixels() + group.start + g);
+      load_statistic(scratch.statistic, arguments.delta, pass.lines, group.sample * shape.pixels() + group.start + g);
       Sum* p = scratch.probability.line(g);
       const Sum* grad_p = scratch.grad_probability.line(g);
       for (int64_t j = 0; j < length; ++j)

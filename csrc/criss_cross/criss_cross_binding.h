@@ -29,7 +29,8 @@ inline MemoryFormat memory_format(int64_t rank, bool channels_last) {
   return rank == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
 }
 
-// x itself where it is dense in the wanted layout, a copy otherwise. A map of one channel or one pixel is dense in both.
+// x itself where it is dense in the wanted layout, a copy otherwise. A map of one channel or one pixel is dense in
+// both.
 inline Tensor dense_map(const Tensor& x, bool channels_last) {
   const bool one = x.size(1) == 1 || x.numel() == x.size(0) * x.size(1);
   if (x.is_contiguous() ? !channels_last || one : channels_last && has_channels_last(x)) return x;
@@ -81,7 +82,8 @@ void dispatch(ScalarType dtype, const F& f) {
 
 inline void check_map(const char* op, const char* name, const Tensor& x, const Tensor& like, int64_t channels) {
   bool same = x.dim() == like.dim() && x.scalar_type() == like.scalar_type() && x.device() == like.device();
-  for (int64_t axis = 0; same && axis < like.dim(); ++axis) same = x.size(axis) == (axis == 1 ? channels : like.size(axis));
+  for (int64_t axis = 0; same && axis < like.dim(); ++axis)
+    same = x.size(axis) == (axis == 1 ? channels : like.size(axis));
   STD_TORCH_CHECK(same, op, ": ", name, ": expected ", channels,
                   " channels, and otherwise the dtype, device and shape of the first map");
 }

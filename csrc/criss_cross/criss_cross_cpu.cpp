@@ -40,7 +40,7 @@ void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
   });
 }
 
-// Where partial sums are held: in the results themselves, or for 16-bit types in a workspace for a few samples at a time.
+// Where partial sums are held: in the results, or for 16-bit types in a workspace for a few samples at a time.
 template <class T>
 class Partial {
  public:
@@ -98,7 +98,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     Sum *largest = output<Sum>(log_sum_exp), *sum = output<Sum>(sums);
-    const int64_t query_size = shape.query_channels * shape.pixels(), value_size = shape.value_channels * shape.pixels();
+    const int64_t query_size = shape.query_channels * shape.pixels(),
+                  value_size = shape.value_channels * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T* result = offset(output<T>(out), first * value_size);
@@ -143,7 +144,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
   dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
-    const int64_t query_size = shape.query_channels * shape.pixels(), value_size = shape.value_channels * shape.pixels();
+    const int64_t query_size = shape.query_channels * shape.pixels(),
+                  value_size = shape.value_channels * shape.pixels();
     Partial<T> partial(shape, 2 * shape.query_channels + shape.value_channels, value);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T *to_query = offset(output<T>(grad_query), first * query_size),

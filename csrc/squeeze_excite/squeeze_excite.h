@@ -18,7 +18,9 @@ struct Shape {
   Gate gate;
   OutputActivation output_activation;
 
-  constexpr int64_t saved_columns() const { return 2 * channels + hidden; }  // means [C], hidden pre-activations [rd], gates [C]
+  constexpr int64_t saved_columns() const {
+    return 2 * channels + hidden;
+  }  // means [C], hidden pre-activations [rd], gates [C]
 };
 
 template <class T>

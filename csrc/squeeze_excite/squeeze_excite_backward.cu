@@ -5,55 +5,71 @@
 namespace attnkernels::squeeze_excite {
 namespace {
 
-template <class T, bool kChannelsLast>
-Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_needed, cudaStream_t stream) {
+// The gradients of the parameters, from dv and du.
+template <class T>
+Result run_weights(const BackwardArguments<T>& a, const BackwardTensors& tensors, cudaStream_t stream) {
+  const Shape& shape = a.shape;
+  const WeightGradArguments<T> weights{a.grad_logits,
+                                       a.grad_hidden,
+                                       a.saved,
+                                       static_cast<T*>(tensors.grad_reduce_weight),
+                                       static_cast<T*>(tensors.grad_reduce_bias),
+                                       static_cast<T*>(tensors.grad_expand_weight),
+                                       static_cast<T*>(tensors.grad_expand_bias),
+                                       shape};
+  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+  const int64_t threads = std::max(ceil_div(shape.channels, kOuterRows) * width + shape.channels,
+                                   ceil_div(width, kOuterRows) * shape.channels + width);
   LaunchConfig config;
   config.stream = stream;
+  config.block = dim3(kThreads);
+  config.grid = dim3(unsigned(std::min<int64_t>(ceil_div(threads, kThreads), 1 << 20)), shape.hidden ? 2 : 1);
+  return result("squeeze_excite_backward_weights", launch(config, squeeze_excite_backward_weights<T>, weights));
+}
+
+template <class T, bool kChannelsLast>
+Result run_single_pass(const BackwardArguments<T>& a, const Plan& plan, cudaStream_t stream) {
+  LaunchConfig config;
+  config.stream = stream;
+  config.grid = dim3(unsigned(a.shape.samples * plan.cluster));
+  config.block = dim3(plan.threads);
+  config.cluster = dim3(plan.cluster);
+  config.shared_bytes = plan.shared_bytes;
+  return result(
+      "squeeze_excite_backward_single_pass",
+      launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
+}
+
+// dv, du and, where grad_x needs them, the gradients of the means.
+template <class T, bool kChannelsLast>
+Result run_sums(const BackwardArguments<T>& a, const Plan& plan, cudaStream_t stream) {
   const Shape& shape = a.shape;
-  if (plan.cluster) {
-    config.grid = dim3(unsigned(shape.samples * plan.cluster));
-    config.block = dim3(plan.threads);
-    config.cluster = dim3(plan.cluster);
-    config.shared_bytes = plan.shared_bytes;
-    return result(
-        "squeeze_excite_backward_single_pass",
-        launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
-  }
-  for (int64_t first = 0; first < shape.samples; first += plan.wave) {
-    BackwardArguments<T> wave = a;
-    wave.shape.samples = std::min(plan.wave, shape.samples - first);
-    const int64_t offset = first * shape.channels * shape.pixels;
-    wave.grad_y += offset;
-    wave.x += offset;
-    if (wave.y) wave.y += offset;
-    if (wave.grad_x) wave.grad_x += offset;
-    if (wave.grad_residual) wave.grad_residual += offset;
-    wave.saved += first * shape.saved_columns();
-    wave.partial += first * plan.sums.splits * shape.channels;
-    wave.grad_logits += first * shape.channels;
-    wave.grad_hidden += first * shape.hidden;
-    if (sums_needed) {
-      config.block = dim3(plan.sums.threads);
-      config.grid = grid_of(plan.sums.blocks(), wave.shape.samples);
-      config.shared_bytes = plan.sums.shared_bytes;
-      cudaError_t error = launch(config, squeeze_excite_backward_sums<T, kChannelsLast>, wave, plan.sums);
-      if (error != cudaSuccess) return result("squeeze_excite_backward_sums", error);
-      config.block = dim3(kThreads);
-      config.grid = grid_of(std::max<int64_t>(1, ceil_div(shape.hidden, kHiddenGradVectors * kVectorWidth<T>)),
-                            wave.shape.samples);
-      config.shared_bytes = 0;
-      error = launch(config, squeeze_excite_backward_hidden<T>, wave);
-      if (error != cudaSuccess) return result("squeeze_excite_backward_hidden", error);
-    }
-    if ((wave.grad_x || wave.grad_residual) && shape.pixels) {
-      config.block = dim3(plan.map.threads);
-      config.grid = grid_of(plan.map.blocks(), wave.shape.samples);
-      config.shared_bytes = plan.map.shared_bytes;
-      const cudaError_t error = launch(config, squeeze_excite_backward_map<T, kChannelsLast>, wave, plan.map);
-      if (error != cudaSuccess) return result("squeeze_excite_backward_map", error);
-    }
-  }
-  return {};
+  const int64_t sample_groups = ceil_div(shape.samples, kLayerSamples);
+  LaunchConfig config;
+  config.stream = stream;
+  config.block = dim3(plan.sums.threads);
+  config.grid = grid_of(plan.sums.blocks() * shape.samples);
+  config.shared_bytes = plan.sums.shared_bytes;
+  cudaError_t error = launch(config, squeeze_excite_backward_sums<T, kChannelsLast>, a, plan.sums);
+  if (error != cudaSuccess) return result("squeeze_excite_backward_sums", error);
+  config.block = dim3(kLayerGradThreads);
+  config.shared_bytes = 0;
+  config.grid =
+      grid_of(layer_column_blocks<T>(shape.channels, shape.hidden ? shape.hidden : shape.channels) * sample_groups);
+  error = launch(config, squeeze_excite_backward_hidden<T>, a);
+  if (error != cudaSuccess || !shape.hidden || !a.grad_x) return result("squeeze_excite_backward_hidden", error);
+  config.grid = grid_of(layer_column_blocks<T>(shape.hidden, shape.channels) * sample_groups);
+  return result("squeeze_excite_backward_means", launch(config, squeeze_excite_backward_means<T>, a));
+}
+
+template <class T, bool kChannelsLast>
+Result run_map(const BackwardArguments<T>& a, const Plan& plan, cudaStream_t stream) {
+  LaunchConfig config;
+  config.stream = stream;
+  config.block = dim3(plan.map.threads);
+  config.grid = grid_of(plan.map.blocks() * a.shape.samples);
+  return result("squeeze_excite_backward_map",
+                launch(config, squeeze_excite_backward_map<T, kChannelsLast>, a, plan.map));
 }
 
 template <class T, bool kChannelsLast>
@@ -73,7 +89,8 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   Sum* scratch = static_cast<Sum*>(tensors.scratch);
   a.grad_logits = scratch;
   a.grad_hidden = a.grad_logits + shape.samples * shape.channels;
-  a.partial = a.grad_hidden + shape.samples * shape.hidden;
+  a.grad_means = a.grad_hidden + shape.samples * shape.hidden;
+  a.partial = a.grad_means + shape.samples * shape.channels;
   const bool columns_aligned = !kChannelsLast || shape.channels % kVectorWidth<T> == 0;
   const T* const outputs[] = {a.grad_x, a.grad_residual};
   const T* const output = outputs[0] ? outputs[0] : outputs[1];
@@ -81,30 +98,18 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   a.map_vectorised = columns_aligned && output && equally_aligned(output, a.grad_y, a.y, outputs[0], outputs[1]) &&
                      !(kChannelsLast && misalignment(output));
   if (plan.cluster) a.map_vectorised = a.sums_vectorised = a.map_vectorised && a.sums_vectorised;
-  a.output_reuse = !plan.cluster && plan.wave < shape.samples ? Reuse::kOnce : Reuse::kLikely;
+  a.output_reuse = plan.streams ? Reuse::kOnce : Reuse::kLikely;
 
   const bool weights_needed =
       tensors.grad_expand_weight || tensors.grad_expand_bias || tensors.grad_reduce_weight || tensors.grad_reduce_bias;
-  if (shape.samples && shape.channels) {
-    const Result passes = run_passes<T, kChannelsLast>(a, plan, tensors.grad_x || weights_needed, stream);
-    if (passes.error) return passes;
+  Result done;
+  if (shape.samples && plan.cluster) {
+    done = run_single_pass<T, kChannelsLast>(a, plan, stream);
+  } else if (shape.samples) {
+    if (a.grad_x || weights_needed) done = run_sums<T, kChannelsLast>(a, plan, stream);
+    if (!done.error && output && shape.pixels) done = run_map<T, kChannelsLast>(a, plan, stream);
   }
-  if (!weights_needed) return {};
-  const WeightGradArguments<T> weights{a.grad_logits,
-                                       a.grad_hidden,
-                                       a.saved,
-                                       static_cast<T*>(tensors.grad_reduce_weight),
-                                       static_cast<T*>(tensors.grad_reduce_bias),
-                                       static_cast<T*>(tensors.grad_expand_weight),
-                                       static_cast<T*>(tensors.grad_expand_bias),
-                                       shape};
-  const int64_t outputs_each = shape.channels * std::max<int64_t>(1, shape.hidden ? shape.hidden : shape.channels) +
-                               std::max(shape.channels, shape.hidden);
-  LaunchConfig config;
-  config.stream = stream;
-  config.block = dim3(kThreads);
-  config.grid = dim3(unsigned(std::min<int64_t>(ceil_div(outputs_each, kThreads), 1 << 20)), shape.hidden ? 2 : 1);
-  return result("squeeze_excite_backward_weights", launch(config, squeeze_excite_backward_weights<T>, weights));
+  return done.error || !weights_needed ? done : run_weights(a, tensors, stream);
 }
 
 }  // namespace

@@ -56,8 +56,8 @@ void check_vector(const char* name, const Optional& bias, const Tensor& x, int64
                   "squeeze_excite: ", name, ": expected ", length, " numbers of x's dtype on the CPU");
 }
 void check_map(const char* name, const Tensor& map, const Tensor& x) {
-  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && same_shape(map, x),
-                  "squeeze_excite: ", name, ": expected shape, dtype and device of x");
+  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && same_shape(map, x), "squeeze_excite: ", name,
+                  ": expected shape, dtype and device of x");
 }
 
 // The checked, contiguous parameters and the shape of a call.

@@ -24,7 +24,7 @@ auto dispatch(DataType type, Run run) {
   }
 }
 
-inline dim3 grid_of(int64_t blocks, int64_t samples) { return dim3(unsigned(blocks), unsigned(samples)); }
+inline dim3 grid_of(int64_t blocks) { return dim3(unsigned(blocks)); }
 
 // How many clusters of a plan run at once on the current device.
 template <class... Parameters>

@@ -16,7 +16,7 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
   a.parameters = {static_cast<const T*>(tensors.reduce_weight), static_cast<const T*>(tensors.reduce_bias),
                   static_cast<const T*>(tensors.expand_weight), static_cast<const T*>(tensors.expand_bias)};
   a.shape = shape;
-  a.fused_hidden = plan.fused_hidden;
+  a.own_gates = plan.own_gates;
   a.sum_splits = plan.sums.splits;
   a.vectorised = equally_aligned(a.x, a.residual, static_cast<const T*>(a.y));
   if (kChannelsLast) a.vectorised &= misalignment(a.x) == 0 && shape.channels % kVectorWidth<T> == 0;
@@ -30,37 +30,33 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
     return result("squeeze_excite_single_pass",
                   launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
   }
-  Sum* const partial = static_cast<Sum*>(tensors.scratch);
-  Sum* const activated = partial + (plan.sums.splits > 1 ? shape.samples * plan.sums.splits * shape.channels : 0);
-  // What is written stays in the cache only where a wave of it and of x fits: it must not push out x.
-  a.output_reuse = plan.wave < shape.samples ? Reuse::kOnce : Reuse::kLikely;
-  for (int64_t first = 0; first < shape.samples; first += plan.wave) {
-    ForwardArguments<T> wave = a;
-    wave.shape.samples = std::min(plan.wave, shape.samples - first);
-    const int64_t offset = first * shape.channels * shape.pixels;
-    wave.x += offset;
-    wave.y += offset;
-    if (wave.residual) wave.residual += offset;
-    wave.saved += first * shape.saved_columns();
-    wave.partial = partial + first * plan.sums.splits * shape.channels;
-    wave.activated = activated + first * shape.hidden;
-    config.block = dim3(plan.sums.threads);
-    config.grid = grid_of(plan.sums.blocks(), wave.shape.samples);
-    config.shared_bytes = plan.sums.shared_bytes;
-    cudaError_t error = launch(config, squeeze_excite_pool<T, kChannelsLast>, wave, plan.sums);
-    if (error != cudaSuccess) return result("squeeze_excite_pool", error);
-    if (shape.hidden && !plan.fused_hidden) {
-      config.grid = grid_of(ceil_div(shape.hidden, kThreads / 32), ceil_div(wave.shape.samples, kHiddenSamples));
-      config.shared_bytes = plan.sums.splits > 1 ? kHiddenSamples * shape.channels * sizeof(Sum) : 0;
-      error = launch(config, squeeze_excite_hidden<T>, wave);
-      if (error != cudaSuccess) return result("squeeze_excite_hidden", error);
-    }
-    config.block = dim3(plan.map.threads);
-    config.grid = grid_of(plan.map.blocks(), wave.shape.samples);
-    config.shared_bytes = plan.map.shared_bytes;
-    error = launch(config, squeeze_excite_scale<T, kChannelsLast>, wave, plan.map);
-    if (error != cudaSuccess) return result("squeeze_excite_scale", error);
+  a.partial = static_cast<Sum*>(tensors.scratch);
+  a.activated = a.partial + shape.samples * plan.sums.splits * shape.channels;
+  a.output_reuse = plan.streams ? Reuse::kOnce : Reuse::kLikely;
+  const int64_t sample_groups = ceil_div(shape.samples, kLayerSamples);
+  config.block = dim3(plan.sums.threads);
+  config.grid = grid_of(plan.sums.blocks() * shape.samples);
+  config.shared_bytes = plan.sums.shared_bytes;
+  cudaError_t error = launch(config, squeeze_excite_pool<T, kChannelsLast>, a, plan.sums);
+  if (error != cudaSuccess) return result("squeeze_excite_pool", error);
+  config.block = dim3(kLayerThreads);
+  config.shared_bytes = 0;
+  if (shape.hidden) {
+    config.grid = grid_of(layer_row_blocks<T>(shape.hidden, shape.channels) * sample_groups);
+    error = launch(config, squeeze_excite_layer<T, false>, a);
+    if (error != cudaSuccess) return result("squeeze_excite_layer", error);
   }
+  if (plan.own_gates) {
+    config.grid =
+        grid_of(layer_row_blocks<T>(shape.channels, shape.hidden ? shape.hidden : shape.channels) * sample_groups);
+    error = launch(config, squeeze_excite_layer<T, true>, a);
+    if (error != cudaSuccess) return result("squeeze_excite_layer", error);
+  }
+  config.block = dim3(plan.map.threads);
+  config.grid = grid_of(plan.map.blocks() * shape.samples);
+  config.shared_bytes = plan.map.shared_bytes;
+  error = launch(config, squeeze_excite_scale<T, kChannelsLast>, a, plan.map);
+  if (error != cudaSuccess) return result("squeeze_excite_scale", error);
   return {};
 }
 

@@ -43,12 +43,11 @@ Plan choose_backward(DataType type, const Shape& shape, const Limits& limits, in
 // Numbers of scratch that a plan needs, in the accumulation type.
 inline int64_t forward_scratch(const Shape& shape, const Plan& plan) {
   if (plan.cluster) return 0;
-  const int64_t partial = plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
-  return shape.samples * (partial + (plan.fused_hidden ? 0 : shape.hidden));
+  return shape.samples * (plan.sums.splits * shape.channels + shape.hidden);
 }
 inline int64_t backward_scratch(const Shape& shape, const Plan& plan) {
   const int64_t partial = plan.cluster ? 0 : plan.sums.splits * shape.channels;
-  return shape.samples * (partial + shape.channels + shape.hidden);
+  return shape.samples * (partial + 2 * shape.channels + shape.hidden);
 }
 
 // Launch on a stream (a cudaStream_t); shapes with no sample, channel or pixel launch nothing.

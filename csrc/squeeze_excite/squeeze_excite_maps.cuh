@@ -86,7 +86,7 @@ struct GradSource {
 
   template <int kW>
   __device__ Loaded<kW> fetch(int64_t i, int) const {
-    Loaded<kW> loaded{load<kW>(grad_y + i), load<kW>(x + i), {}};
+    Loaded<kW> loaded{load<kW>(grad_y + i), load<kW, Reuse::kOnce>(x + i), {}};  // dz is read again, x is not
     if (y) loaded.y = load<kW>(y + i);
     return loaded;
   }
@@ -104,10 +104,10 @@ struct GradSource {
 };
 
 // y = output_activation(x scale + residual)
-template <class T>
+template <class T, int kLoads>
 struct ScaleMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = kLoads;
   const T *x, *residual;  // residual: or null
   T* y;
   const T* copy;  // x in shared memory, or null
@@ -146,10 +146,10 @@ struct ScaleMap {
 };
 
 // grad_x = dz scale + shift, grad_residual = dz
-template <class T>
+template <class T, int kLoads>
 struct GradMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 1;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = kLoads;
   const T *grad_y, *y;        // y: null without output activation
   T *grad_x, *grad_residual;  // or null
   const T* copy;              // dz in shared memory, or null

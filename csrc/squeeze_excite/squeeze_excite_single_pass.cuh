@@ -139,9 +139,9 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
                   saved[shape.channels + shape.hidden + c] = slab.scale[j];
                 });
   __syncthreads();
-  const ScaleMap<T> map{nullptr,     a.residual ? a.residual + offset : nullptr,         a.y + offset,
-                        nullptr,     shape.output_activation == OutputActivation::kRelu, a.output_reuse,
-                        a.vectorised};
+  const ScaleMap<T, 2> map{nullptr,     a.residual ? a.residual + offset : nullptr,         a.y + offset,
+                           nullptr,     shape.output_activation == OutputActivation::kRelu, a.output_reuse,
+                           a.vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(nullptr));
 #endif
 }
@@ -193,8 +193,9 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
                      slab.means[c] = sum / Sum(shape.pixels);
                      slab.scale[c] = gates[c];
                    });
-  const GradMap<T> map{nullptr, nullptr,        a.grad_x + offset, a.grad_residual ? a.grad_residual + offset : nullptr,
-                       nullptr, a.output_reuse, a.map_vectorised};
+  const GradMap<T, 1> map{
+      nullptr, nullptr,        a.grad_x + offset, a.grad_residual ? a.grad_residual + offset : nullptr,
+      nullptr, a.output_reuse, a.map_vectorised};
   map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(slab.means));
 #endif
 }

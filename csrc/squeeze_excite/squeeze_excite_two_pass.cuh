@@ -1,17 +1,19 @@
-// squeeze_excite in two passes over x: kernels for every architecture. Grids are (blocks of a sample, samples).
+// squeeze_excite in two passes over x: kernels for every architecture. A pass has tiles.blocks() blocks a sample.
 #pragma once
 #include "squeeze_excite/squeeze_excite_layers.cuh"
 #include "squeeze_excite/squeeze_excite_plan.h"
 
 namespace attnkernels::squeeze_excite {
 
-inline constexpr int kThreads = 256;  // Limits::threads, and those of the kernels between the passes
+inline constexpr int kThreads = 128;  // Limits::threads
 // Blocks that a multiprocessor must at least have registers for: 80 a thread, 128 for double. Unbounded, the compiler
 // spills a few to reach an occupancy that these kernels do not need.
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
-// Samples that share one reading of the weights in the hidden layer's own kernel.
-inline constexpr int kHiddenSamples = 4;
+inline constexpr int kBlocks = sizeof(T) == 8 ? 4 : 6;
+// Vectors that a thread of a map loads at once: 16-byte loads of 24 warps are 48 KB underway on a multiprocessor, or
+// 24 KB where registers are short.
+template <class T>
+inline constexpr int kMapInFlight = sizeof(T) == 8 ? 2 : 4;
 
 template <class T>
 struct ForwardArguments {
@@ -19,12 +21,12 @@ struct ForwardArguments {
   const T *x, *residual;  // residual: or null
   T* y;
   Sum* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
-  Sum* partial;    // [N, splits, C] sums over pixels, where splits > 1
-  Sum* activated;  // [N, rd], where the hidden layer has its own kernel
+  Sum* partial;    // [N, splits, C] sums over pixels
+  Sum* activated;  // [N, rd]
   Parameters<T> parameters;
   Shape shape;
   bool vectorised;  // x, residual and y are equally aligned
-  bool fused_hidden;
+  bool own_gates;   // the gates are in `saved` before the second pass
   int64_t sum_splits;
   Reuse output_reuse;
 };
@@ -38,11 +40,23 @@ struct BackwardArguments {
   Sum* partial;               // [N, splits, C] sums of dz x
   Sum* grad_logits;           // [N, C] dv
   Sum* grad_hidden;           // [N, rd] du
+  Sum* grad_means;            // [N, C] ds / pixels
   Parameters<T> parameters;
   Shape shape;
   bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
   int64_t sum_splits;
   Reuse output_reuse;
+};
+
+// Which part of which sample a block of a pass has.
+struct Part {
+  int64_t n, tile, split;
+  __device__ Part(const Tiles& tiles, uint32_t block) {
+    const uint32_t splits = uint32_t(tiles.splits), blocks = uint32_t(tiles.tiles) * splits, rest = block % blocks;
+    n = block / blocks;
+    tile = rest / splits;
+    split = rest % splits;
+  }
 };
 
 // Elements of a copy in shared memory that is aligned as its original, and ends at a 128-bit boundary.
@@ -54,11 +68,12 @@ __device__ int64_t copy_stride(int64_t channels, int64_t pixels) {
 
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
-__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, char* shared, Emit emit) {
+__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, const Part& part, char* shared,
+                         Emit emit) {
   using T = std::remove_pointer_t<decltype(source.kept)>;
   using Sum = typename Source::Sum;
   constexpr int kW = Source::kWidth;
-  const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
+  const int64_t split = part.split, first = part.tile * tiles.channels;
   const int count = int(min(tiles.channels, shape.channels - first));
   const int64_t begin = split * tiles.span;
   const int length = int(min(shape.pixels - begin, tiles.span));
@@ -87,114 +102,82 @@ __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& 
   }
 }
 
-// saved[n, c] = sum_p x[n, c, p] / pixels, or the sums of each split into partial[n, split, c]
+// partial[n, split, c] = sum_p x[n, c, p]
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const Shape& shape = a.shape;
-  const int64_t n = blockIdx.y;
-  const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
-    if (tiles.splits == 1) {
-      a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
-    } else {
-      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
-    }
+  const Part part(tiles, blockIdx.x);
+  const PoolSource<T> source{a.x + part.n * shape.channels * shape.pixels, a.vectorised};
+  sum_tile<kChannelsLast>(source, shape, tiles, part, shared, [&](int64_t channel, int64_t split, Sum sum) {
+    a.partial[(part.n * tiles.splits + split) * shape.channels + channel] = sum;
   });
 }
 
-// The means of sample n: where they were saved, or added up from the splits' sums into `staged` [C] (and saved by one).
-template <class T>
-__device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int64_t n, accumulate_t<T>* staged,
-                                               bool save) {
+// The first layer, to saved u and `activated`, or (kGates) the second, to saved g:
+// out[n, o] = f(sum_i weight[o, i] in[n, i] + bias[o])
+template <class T, bool kGates>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_layer(const ForwardArguments<T> a) {
   using Sum = accumulate_t<T>;
-  Sum* const saved = a.saved + n * a.shape.saved_columns();
-  if (a.sum_splits == 1) return saved;
-  for (int64_t c = threadIdx.x; c < a.shape.channels; c += blockDim.x) {
-    Sum sum = 0;
-    for (int64_t split = 0; split < a.sum_splits; ++split)
-      sum += a.partial[(n * a.sum_splits + split) * a.shape.channels + c];
-    staged[c] = sum / Sum(a.shape.pixels);
-    if (save) saved[c] = staged[c];
-  }
-  return staged;
-}
-
-// activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r])      a warp for each r
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_hidden(const ForwardArguments<T> a) {
-  using Sum = accumulate_t<T>;
-  constexpr int kW = kVectorWidth<T>;
-  SHARED_DYNAMIC(Sum, staged);
   const Shape& shape = a.shape;
-  const int lane = threadIdx.x % 32;
-  const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const T* const weights = a.parameters.reduce_weight + row * shape.channels;
-  const bool vectorised = shape.channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0;
-  const int64_t first = int64_t(blockIdx.y) * kHiddenSamples;
-  const Sum* means[kHiddenSamples];
-#pragma unroll
-  for (int s = 0; s < kHiddenSamples; ++s) {  // past the last sample: that one again, and its result dropped
-    const int64_t n = min(first + s, shape.samples - 1);
-    means[s] = sample_means(a, n, staged + s * shape.channels, blockIdx.x == 0 && first + s == n);
-  }
-  __syncthreads();
-  Sum sums[kHiddenSamples] = {};
-  if (row < shape.hidden) {
-    const auto multiply = [&](int k, const auto& loaded) {
-#pragma unroll
-      for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) {
-#pragma unroll
-        for (int s = 0; s < kHiddenSamples; ++s) sums[s] += loaded.get(i) * means[s][k + i];
-      }
-    };
-    const int channels = int(shape.channels);
-    if (vectorised) {
-      strided<2>(lane * kW, channels, 32 * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
-    } else {
-      strided<2>(lane, channels, 32, [&](int k) { return load<1>(weights + k); }, multiply);
-    }
-  }
-#pragma unroll
-  for (int s = 0; s < kHiddenSamples; ++s) {
-    const Sum sum = sum_lanes(sums[s], 32);
-    if (lane == 0 && row < shape.hidden && first + s < shape.samples) {
-      const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[row]) : sum;
-      a.saved[(first + s) * shape.saved_columns() + shape.channels + row] = u;
-      a.activated[(first + s) * shape.hidden + row] = activate(u, shape.activation);
-    }
-  }
+  const Parameters<T>& parameters = a.parameters;
+  const bool from_means = !kGates || !shape.hidden;
+  const int64_t count = from_means ? shape.channels : shape.hidden;
+  const int64_t outputs = kGates ? shape.channels : shape.hidden;
+  const T* const weight = kGates ? parameters.expand_weight : parameters.reduce_weight;
+  const T* const bias = kGates ? parameters.expand_bias : parameters.reduce_bias;
+  const int64_t pitch = shape.saved_columns(), row_blocks = layer_row_blocks<T>(outputs, count);
+  const int64_t first_sample = blockIdx.x / row_blocks * kLayerSamples, row_block = blockIdx.x % row_blocks;
+  const LayerInput<Sum> input =
+      from_means ? LayerInput<Sum>{a.partial, a.sum_splits * shape.channels, a.sum_splits, shape.channels}
+                 : LayerInput<Sum>{a.activated, shape.hidden, 1, 0};
+  const auto finish = [&](int64_t, int64_t, Sum value) { return from_means ? value / Sum(shape.pixels) : value; };
+  const auto keep = [&](int64_t n, int64_t i, Sum value) {
+    if (from_means && row_block == 0) a.saved[n * pitch + i] = value;
+  };
+  layer_rows(weight, outputs, count, row_block, first_sample, shape.samples, input, finish, keep,
+             [&](int64_t n, int64_t row, Sum sum) {
+               const Sum value = bias ? sum + widen(bias[row]) : sum;
+               if (kGates) {
+                 a.saved[n * pitch + shape.channels + shape.hidden + row] = open_gate(value, shape.gate);
+               } else {
+                 a.saved[n * pitch + shape.channels + row] = value;
+                 a.activated[n * shape.hidden + row] = activate(value, shape.activation);
+               }
+             });
 }
 
-// The channels whose coefficients a block of the second pass needs, and its elements or pixels.
+// The channels that a block of the second pass touches, and its elements or pixels.
 struct MapRange {
   int64_t first, count;  // channels
-  int64_t begin, end;    // elements of the sample, or pixels where channels_last
+  int64_t begin, end;    // pixels, or elements of the sample where tiles.flat
 };
 
-template <bool kChannelsLast>
-__device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
-  // Against the order of the first pass: what that read last is the likeliest to be still in the cache.
-  const int64_t block = gridDim.x - 1 - blockIdx.x;
-  const int64_t begin = block % tiles.splits * tiles.span;
-  if constexpr (kChannelsLast) {
-    const int64_t first = block / tiles.splits * tiles.channels;
+__device__ inline MapRange map_range(const Shape& shape, const Tiles& tiles, const Part& part) {
+  const int64_t begin = part.split * tiles.span;
+  if (!tiles.flat) {
+    const int64_t first = part.tile * tiles.channels;
     return {first, min(tiles.channels, shape.channels - first), begin, min(shape.pixels, begin + tiles.span)};
-  } else {
-    const int64_t end = min(shape.channels * shape.pixels, begin + tiles.span);
-    const int64_t first = begin / shape.pixels;
-    return {first, (end - 1) / shape.pixels - first + 1, begin, end};
   }
+  const int64_t end = min(shape.channels * shape.pixels, begin + tiles.span);
+  const int64_t first = begin / shape.pixels;
+  return {first, (end - 1) / shape.pixels - first + 1, begin, end};
 }
 
+// scale and shift (null: zeros) start with the first channel of the range.
 template <bool kChannelsLast, class Map, class Sum>
-__device__ void map_tile(const Map& map, const Shape& shape, const MapRange& range, const Sum* scale,
-                         const Sum* shift) {
+__device__ void map_tile(const Map& map, const Shape& shape, const Tiles& tiles, const MapRange& range,
+                         const Sum* scale, const Sum* shift) {
   constexpr int kW = Map::kWidth;
-  const int columns = int(range.count), rows = int(range.end - range.begin);  // or elements, of planes
+  const int columns = int(range.count), rows = int(range.end - range.begin);
   if constexpr (!kChannelsLast) {
-    map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels, scale, shift);
+    if (tiles.flat) {
+      map_planes(map.moved(range.begin), rows, shape.pixels, range.begin - range.first * shape.pixels, scale, shift);
+    } else {
+      map_long_planes(map.moved(range.first * shape.pixels + range.begin), shape.pixels, rows, columns, tiles.segments,
+                      scale, shift);
+    }
   } else if (map.vectorised && columns % kW == 0) {
     map_columns<kW>(map.moved(range.begin * shape.channels + range.first), rows, shape.channels, columns,
                     kColumnVectors, scale, shift);
@@ -204,50 +187,37 @@ __device__ void map_tile(const Map& map, const Shape& shape, const MapRange& ran
   }
 }
 
-// y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
+// y[n, c, p] = output_activation(x[n, c, p] g[n, c] + residual[n, c, p]), g saved or
+// g = gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c])
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, shared);
+  SHARED_DYNAMIC(Sum, shared);  // [tiles.channels], unless own_gates
   const Shape& shape = a.shape;
-  Sum* const gates = shared;  // [tiles.channels + 2]
-  Sum* const staged_means = gates + tiles.channels + 2;
-  Sum* const activated = staged_means + (a.sum_splits > 1 ? shape.channels : 0);
-  const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  const int64_t n = gridDim.y - 1 - blockIdx.y;
-  Sum* const saved = a.saved + n * shape.saved_columns();
-  const Sum* input = a.activated + n * shape.hidden;
-  if (a.fused_hidden || !shape.hidden) {
-    input = sample_means(a, n, staged_means, blockIdx.x == 0);
-    __syncthreads();
-  }
-  if (a.fused_hidden) {
-    multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), input,
-                  [&](int r, Sum sum) {
-                    const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
-                    activated[r] = activate(u, shape.activation);
-                    if (blockIdx.x == 0) saved[shape.channels + r] = u;
+  // Against the order of the first pass: what that read last is the likeliest to be still in the cache.
+  const Part part(tiles, gridDim.x - 1 - blockIdx.x);
+  const MapRange range = map_range(shape, tiles, part);
+  Sum* const saved = a.saved + part.n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
+  const Sum* gates = saved;
+  if (!a.own_gates) {
+    multiply_rows(a.parameters.expand_weight + range.first * shape.hidden, shape.hidden, int(range.count),
+                  int(shape.hidden), a.activated + part.n * shape.hidden, [&](int j, Sum sum) {
+                    const int64_t c = range.first + j;
+                    const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
+                    shared[j] = open_gate(v, shape.gate);
+                    // Saved by the block that has the channel's first pixel.
+                    if (range.begin <= (tiles.flat ? c * shape.pixels : 0)) saved[j] = shared[j];
                   });
+    gates = shared;
     __syncthreads();
-    input = activated;
   }
-  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
-  multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
-                [&](int j, Sum sum) {
-                  const int64_t c = range.first + j;
-                  const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
-                  gates[j] = open_gate(v, shape.gate);
-                  // Saved by the block that has the channel's first pixel.
-                  if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
-                    saved[shape.channels + shape.hidden + c] = gates[j];
-                });
-  __syncthreads();
-  const int64_t offset = n * shape.channels * shape.pixels;
-  const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr,         a.y + offset,
-                        nullptr,      shape.output_activation == OutputActivation::kRelu, a.output_reuse,
-                        a.vectorised};
-  map_tile<kChannelsLast>(map, shape, range, gates, static_cast<const Sum*>(nullptr));
+  const int64_t offset = part.n * shape.channels * shape.pixels;
+  const ScaleMap<T, kMapInFlight<T>> map{
+      a.x + offset, a.residual ? a.residual + offset : nullptr,         a.y + offset,
+      nullptr,      shape.output_activation == OutputActivation::kRelu, a.output_reuse,
+      a.vectorised};
+  map_tile<kChannelsLast>(map, shape, tiles, range, gates, static_cast<const Sum*>(nullptr));
 }
 
 // partial[n, split, c] = sum_p dz[n, c, p] x[n, c, p]
@@ -257,91 +227,75 @@ __global__ void __launch_bounds__(kThreads)
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const Shape& shape = a.shape;
-  const int64_t n = blockIdx.y;
-  const int64_t offset = n * shape.channels * shape.pixels;
+  const Part part(tiles, blockIdx.x);
+  const int64_t offset = part.n * shape.channels * shape.pixels;
   const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
-    a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+  sum_tile<kChannelsLast>(source, shape, tiles, part, shared, [&](int64_t channel, int64_t split, Sum sum) {
+    a.partial[(part.n * tiles.splits + split) * shape.channels + channel] = sum;
   });
 }
 
-// dv[c] = gate'(v[c]) sum_split partial[split, c], as an array that is computed at each reading
+// dv[n, c] = gate'(v[n, c]) sum_split partial[n, split, c],
+// du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r], or ds / pixels without a hidden layer
 template <class T>
-struct GradLogits {
+__global__ void __launch_bounds__(kLayerGradThreads) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
   using Sum = accumulate_t<T>;
-  const Sum *partial, *gates;
-  int64_t splits, channels;
-  Gate gate;
-  __device__ GradLogits(const BackwardArguments<T>& a, int64_t n)
-      : partial(a.partial + n * a.sum_splits * a.shape.channels),
-        gates(a.saved + n * a.shape.saved_columns() + a.shape.channels + a.shape.hidden),
-        splits(a.sum_splits),
-        channels(a.shape.channels),
-        gate(a.shape.gate) {}
-  __device__ Sum operator[](int64_t c) const {
-    Sum sum = 0;
-    for (int64_t split = 0; split < splits; ++split) sum += partial[split * channels + c];
-    return sum * gate_derivative(gates[c], gate);
-  }
-};
-
-// Vectors of columns that a block of the hidden layer's gradient takes: 64 bytes of a row, whole sectors, so that there
-// are many blocks and many rows at once.
-inline constexpr int kHiddenGradVectors = 4;
-
-// du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r]; the first block also writes dv[n, :]
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
-  using Sum = accumulate_t<T>;
-  SHARED(Sum, cells, [kThreads * kVectorWidth<T>]);
   const Shape& shape = a.shape;
-  const int64_t width = kHiddenGradVectors * kVectorWidth<T>, first = blockIdx.x * width;
-  const int64_t n = blockIdx.y;
-  const GradLogits<T> grad_logits(a, n);
-  const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
-  if (first < shape.hidden)
-    multiply_columns(
-        a.parameters.expand_weight + first, shape.hidden, int(shape.channels), int(min(width, shape.hidden - first)),
-        kHiddenGradVectors, grad_logits, cells, [&](int j, Sum sum) {
-          a.grad_hidden[n * shape.hidden + first + j] = sum * activation_derivative(u[first + j], shape.activation);
-        });
-  if (blockIdx.x == 0)
-    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
-      a.grad_logits[n * shape.channels + c] = grad_logits[c];
+  const int64_t columns = shape.hidden ? shape.hidden : shape.channels, pitch = shape.saved_columns();
+  const int64_t column_blocks = layer_column_blocks<T>(shape.channels, columns);
+  const int64_t first_sample = blockIdx.x / column_blocks * kLayerSamples, column_block = blockIdx.x % column_blocks;
+  const Sum* const gates = a.saved + shape.channels + shape.hidden;
+  layer_columns(
+      a.parameters.expand_weight, shape.channels, columns, column_block, first_sample, shape.samples,
+      LayerInput<Sum>{a.partial, a.sum_splits * shape.channels, a.sum_splits, shape.channels},
+      [&](int64_t n, int64_t c, Sum value) { return value * gate_derivative(gates[n * pitch + c], shape.gate); },
+      [&](int64_t n, int64_t c, Sum value) {
+        if (column_block == 0) a.grad_logits[n * shape.channels + c] = value;
+      },
+      [&](int64_t n, int64_t j, Sum sum) {
+        if (shape.hidden) {
+          const Sum u = a.saved[n * pitch + shape.channels + j];
+          a.grad_hidden[n * shape.hidden + j] = sum * activation_derivative(u, shape.activation);
+        } else {
+          a.grad_means[n * shape.channels + j] = sum / Sum(shape.pixels);
+        }
+      });
 }
 
-// grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
+// ds[n, c] / pixels = sum_r du[n, r] reduce_weight[r, c] / pixels
+template <class T>
+__global__ void __launch_bounds__(kLayerGradThreads) squeeze_excite_backward_means(const BackwardArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  const Shape& shape = a.shape;
+  const int64_t column_blocks = layer_column_blocks<T>(shape.hidden, shape.channels);
+  layer_columns(
+      a.parameters.reduce_weight, shape.hidden, shape.channels, blockIdx.x % column_blocks,
+      blockIdx.x / column_blocks * kLayerSamples, shape.samples, LayerInput<Sum>{a.grad_hidden, shape.hidden, 1, 0},
+      [](int64_t, int64_t, Sum value) { return value; }, [](int64_t, int64_t, Sum) {},
+      [&](int64_t n, int64_t c, Sum sum) { a.grad_means[n * shape.channels + c] = sum / Sum(shape.pixels); });
+}
+
+// grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels; grad_residual = dz          one block fewer: two outputs, no spill
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T> - 1)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
-  Sum* const cells = shared;  // [threads * vector]
-  Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
-  Sum* const shift = scale + tiles.channels + 2;
-  const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  const int64_t n = gridDim.y - 1 - blockIdx.y;
-  const Sum* const saved = a.saved + n * shape.saved_columns();
-  const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
-  if (a.grad_x) {
-    const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-    multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                     int(range.count), kColumnVectors, input, cells, [&](int j, Sum sum) {
-                       shift[j] = sum / Sum(shape.pixels);
-                       scale[j] = saved[shape.channels + shape.hidden + range.first + j];
-                     });
-  }
-  const int64_t offset = n * shape.channels * shape.pixels;
-  const GradMap<T> map{a.grad_y + offset,
-                       a.y ? a.y + offset : nullptr,
-                       a.grad_x ? a.grad_x + offset : nullptr,
-                       a.grad_residual ? a.grad_residual + offset : nullptr,
-                       nullptr,
-                       a.output_reuse,
-                       a.map_vectorised};
-  const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
-  map_tile<kChannelsLast>(map, shape, range, a.grad_x ? scale : none, a.grad_x ? shift : none);
+  const Part part(tiles, gridDim.x - 1 - blockIdx.x);  // against the order of the first pass
+  const MapRange range = map_range(shape, tiles, part);
+  const int64_t offset = part.n * shape.channels * shape.pixels;
+  const GradMap<T, kMapInFlight<T>> map{a.grad_y + offset,
+                                        a.y ? a.y + offset : nullptr,
+                                        a.grad_x ? a.grad_x + offset : nullptr,
+                                        a.grad_residual ? a.grad_residual + offset : nullptr,
+                                        nullptr,
+                                        a.output_reuse,
+                                        a.map_vectorised};
+  // grad_residual alone takes no coefficients
+  const Sum* const scale =
+      a.grad_x ? a.saved + part.n * shape.saved_columns() + shape.channels + shape.hidden + range.first : nullptr;
+  const Sum* const shift = a.grad_x ? a.grad_means + part.n * shape.channels + range.first : nullptr;
+  map_tile<kChannelsLast>(map, shape, tiles, range, scale, shift);
 }
 
 template <class T>
@@ -353,25 +307,36 @@ struct WeightGradArguments {
   Shape shape;
 };
 
+// Rows of a weight's gradient that a thread computes: they share one reading of a column.
+inline constexpr int kOuterRows = 8;
+
 // weight[i, j] = sum_n rows[n, i] f(columns[n, j]), bias[i] = sum_n rows[n, i]: the samples in their order
 template <class T, class Map>
 __device__ void outer_sum(int64_t samples, const accumulate_t<T>* rows, int64_t row_pitch, int64_t row_count,
                           const accumulate_t<T>* columns, int64_t column_pitch, int64_t column_count, T* weight,
                           T* bias, Map map) {
   using Sum = accumulate_t<T>;
-  const int64_t weights = weight ? row_count * column_count : 0, outputs = weights + (bias ? row_count : 0);
+  const int64_t tiles = weight ? (row_count + kOuterRows - 1) / kOuterRows * column_count : 0;
+  const int64_t outputs = tiles + (bias ? row_count : 0);
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < outputs; i += int64_t(gridDim.x) * blockDim.x) {
-    Sum sum = 0;
-    if (i < weights) {
-      const Sum* const row = rows + i / column_count;
-      const Sum* const column = columns + i % column_count;
-#pragma unroll 4
-      for (int64_t n = 0; n < samples; ++n) sum += row[n * row_pitch] * map(column[n * column_pitch]);
-      weight[i] = narrow<T>(sum);
+    if (i < tiles) {
+      const int64_t first = i / column_count * kOuterRows, j = i % column_count;
+      const int count = int(min(int64_t(kOuterRows), row_count - first));
+      Sum sums[kOuterRows] = {};
+#pragma unroll 2
+      for (int64_t n = 0; n < samples; ++n) {
+        const Sum column = map(columns[n * column_pitch + j]);
+#pragma unroll
+        for (int k = 0; k < kOuterRows; ++k) sums[k] += rows[n * row_pitch + first + min(k, count - 1)] * column;
+      }
+#pragma unroll
+      for (int k = 0; k < kOuterRows; ++k)
+        if (k < count) weight[(first + k) * column_count + j] = narrow<T>(sums[k]);
     } else {
+      Sum sum = 0;
 #pragma unroll 4
-      for (int64_t n = 0; n < samples; ++n) sum += rows[n * row_pitch + i - weights];
-      bias[i - weights] = narrow<T>(sum);
+      for (int64_t n = 0; n < samples; ++n) sum += rows[n * row_pitch + i - tiles];
+      bias[i - tiles] = narrow<T>(sum);
     }
   }
 }

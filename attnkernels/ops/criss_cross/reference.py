@@ -1,4 +1,4 @@
-"""Criss-cross attention in plain PyTorch: the specification of the three functions (Huang et al. 2019, arXiv:1811.11721).
+"""Criss-cross attention in plain PyTorch: the specification of its functions (Huang et al. 2019, arXiv:1811.11721).
 
 Pixel (h, w) attends to the H + W - 1 pixels of its row and its column, itself counted once:
 

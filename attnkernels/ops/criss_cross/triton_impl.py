@@ -71,7 +71,7 @@ class Blocks(NamedTuple):
 def _blocks(dtype: torch.dtype, length: int, channels: int) -> Blocks:
     """Block sizes of a matrix product along lines of `length` pixels.
 
-    16-bit types run on tensor cores: 64 x 64 energies and 64 x 128 results are 64 + 32 registers for each of 128 threads.
+    16-bit types run on tensor cores: 64 x 64 energies and 64 x 128 results are 96 registers for each of 128 threads.
     float32 without tensor cores, and float64, hold a quarter of that, as their operands take up registers too.
     """
     wide = dtype.itemsize == 2

@@ -43,7 +43,7 @@ def _product(
     return total
 
 
-# out[p] = sum_k exp(e[k] - m) value[k] over the keys k of this and the earlier axes, divided by their sum in the LAST pass
+# out[p] = sum_k exp(e[k] - m) value[k] over the keys k of this and the earlier axes; the LAST pass divides by their sum
 # e[k] = sum_c query[p] key[k]; m is the largest so far. grid (N * lines, query blocks, tiles of C)
 @triton.jit(do_not_specialize=["pixels", "length", "step", "query_channels", "value_channels"])
 def criss_cross_attention_pass(
@@ -107,7 +107,7 @@ def criss_cross_attention_pass(
         tl.store(after_ptr + count + pixel, total, mask=first_tile)
 
 
-# delta[p] = sum_c grad_out[p, c] out[p, c]                                                             grid (blocks of N P)
+# delta[p] = sum_c grad_out[p, c] out[p, c]                                                   grid (blocks of N P)
 @triton.jit(do_not_specialize=["count", "channels"])
 def criss_cross_delta(
     grad_out_ptr, out_ptr, delta_ptr, count, channels,
@@ -126,7 +126,7 @@ def criss_cross_delta(
     tl.store(delta_ptr + pixel, tl.sum(total, 1), mask=pixel < count)
 
 
-# QUERY_ROWS:  grad_query[p] = sum_k grad_energy[p, k] key[k]      otherwise grad_key[k] = sum_p grad_energy[p, k] query[p]
+# QUERY_ROWS: grad_query[p] = sum_k grad_energy[p, k] key[k]; otherwise grad_key[k] = sum_p grad_energy[p, k] query[p]
 # or, without DERIVATIVE, grad_value[k] = sum_p probability[p, k] grad_out[p]
 # probability = exp(e - log_sum_exp), grad_energy = probability (grad_out[p] . value[k] - delta[p])
 # a, b: the two sides' maps whose products are the energies, and the derivatives; rows of the result are `row` pixels.

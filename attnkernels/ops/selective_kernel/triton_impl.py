@@ -173,7 +173,7 @@ def select_branches_grad_logits(grad_y: Tensor, branches: Sequence[Tensor], weig
 def select_branches_grad_branches(
     grad_y: Tensor, weights: Tensor, grad_pooled: Tensor | None, stacked: bool, channels_last: bool, needs: int
 ) -> list[Tensor]:
-    """The operator `select_branches_grad_branches`: one stacked tensor, or M tensors, [0] where bit m of `needs` is 0."""
+    """The operator `select_branches_grad_branches`: one stacked tensor, or M, [0] where bit m of `needs` is 0."""
     grad_y = grad_y.contiguous(memory_format=_format(channels_last))
     weights = weights.contiguous()
     grad_pooled = None if grad_pooled is None else grad_pooled.contiguous()
@@ -202,7 +202,7 @@ def select_branches_grad_branches(
 
 
 def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls on meta tensors whose kernels have a resource budget: skresnet50's first and last stages, in both layouts."""
+    """Calls on meta tensors whose kernels have a resource budget: skresnet50's first and last stages."""
     for name, layout, samples, channels, side in (
         ("nchw", torch.contiguous_format, 32, 128, 56),
         ("nhwc", torch.channels_last, 32, 128, 56),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible
+from .._triton import divisible, sum_of_chunks
 
 
 @triton.jit
@@ -48,7 +48,8 @@ def _store_grad_logits(totals, weights_ptr, grad_logits_ptr, sample, channel, ma
         tl.store(grad_logits_ptr + row + m * channels, grad.to(grad_logits_ptr.dtype.element_ty), mask=mask)
 
 
-# s[n, c] = sum_m sum_p U_m[n, c, p] / P, or the sum over chunk k of the pixels as sums[k, n, c]       grid (N * tiles, chunks)
+# s[n, c] = sum_m sum_p U_m[n, c, p] / P, or the sum over chunk k of the pixels as sums[k, n, c]
+# grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "sample_stride", "row_stride", "steps"])
 def selective_kernel_pool(
     b0, b1, b2, b3, b4, b5, b6, b7, sums_ptr, pooled_ptr,
@@ -79,17 +80,15 @@ def selective_kernel_pool(
         tl.store(sums_ptr + (chunk * samples + sample) * channels + channel, result, mask=channel < channels)
 
 
-# s[i] = sum_k sums[k, i] / P                                                                          grid (tiles of N * C)
+# s[i] = sum_k sums[k, i] / P                                                                      grid (tiles of N * C)
 @triton.jit(do_not_specialize=["count", "pixels", "chunks"])
 def selective_kernel_pool_finish(sums_ptr, pooled_ptr, count, pixels, chunks, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(sums_ptr + i, mask=i < count, other=0)
-    for chunk in range(1, chunks):
-        total += tl.load(sums_ptr + chunk.to(tl.int64) * count + i, mask=i < count, other=0)
+    total = sum_of_chunks(sums_ptr + i, count, chunks, i < count)
     tl.store(pooled_ptr + i, (total / pixels).to(pooled_ptr.dtype.element_ty), mask=i < count)
 
 
-# a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]                        grid (N * tiles, chunks)
+# a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]                 grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "sample_stride", "row_stride", "steps"])
 def selective_kernel_select(
     b0, b1, b2, b3, b4, b5, b6, b7, logits_ptr, weights_ptr, y_ptr,
@@ -178,7 +177,7 @@ def selective_kernel_grad_logits(
             tl.store(sums_ptr + at_sum, reduced[m], mask=in_channels)
 
 
-# dz_m = a_m (da_m - sum_k a_k da_k) with da[n, m, c] = sum_k sums[k, n, m, c]                         grid (N, tiles of C)
+# dz_m = a_m (da_m - sum_k a_k da_k) with da[n, m, c] = sum_k sums[k, n, m, c]                      grid (N, tiles of C)
 @triton.jit(do_not_specialize=["samples", "channels", "chunks"])
 def selective_kernel_grad_logits_finish(
     sums_ptr, weights_ptr, grad_logits_ptr, samples, channels, chunks, M: tl.constexpr, BLOCK: tl.constexpr
@@ -189,14 +188,11 @@ def selective_kernel_grad_logits_finish(
     totals = ()
     for m in tl.static_range(M):
         at = sums_ptr + (sample * M + m) * channels + channel
-        total = tl.load(at, mask=mask, other=0)
-        for chunk in range(1, chunks):
-            total += tl.load(at + chunk.to(tl.int64) * samples * M * channels, mask=mask, other=0)
-        totals = totals + (total,)
+        totals = totals + (sum_of_chunks(at, tl.cast(samples, tl.int64) * M * channels, chunks, mask),)
     _store_grad_logits(totals, weights_ptr, grad_logits_ptr, sample, channel, mask, channels, M)
 
 
-# dU_m[n, c, p] = a[n, m, c] dV[n, c, p] + ds[n, c] / P                                                grid (N * tiles, chunks)
+# dU_m[n, c, p] = a[n, m, c] dV[n, c, p] + ds[n, c] / P                                         grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "pixels", "sample_stride", "row_stride", "steps"])
 def selective_kernel_grad_branches(
     g0, g1, g2, g3, g4, g5, g6, g7, grad_y_ptr, weights_ptr, grad_pooled_ptr,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, relu, sigmoid, tile_of
+from .._triton import divisible, relu, sigmoid, sum_of_chunks, tile_of
 from . import contract
 
 _RELU = tl.constexpr(contract.ACTIVATION["relu"])
@@ -62,10 +62,7 @@ def _gate_grad(g, GATE: tl.constexpr):
 def _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks):
     """Sum over the chunks of sums [chunks, N, C], in order, at [sample, channel]."""
     at = sums_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
-    total = tl.load(at, mask=mask, other=0)
-    for chunk in range(1, chunks):
-        total += tl.load(at + chunk.to(tl.int64) * samples * channels, mask=mask, other=0)
-    return total
+    return sum_of_chunks(at, tl.cast(samples, tl.int64) * channels, chunks, mask)
 
 
 # sums[k, n, c] = sum over chunk k of the pixels of x[n, c, p], or of dz x grad_y is given   grid (N * tiles, chunks)

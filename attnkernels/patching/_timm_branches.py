@@ -1,0 +1,95 @@
+"""timm's modules that mix branches by a softmax: SelectiveKernel (SKNet) and SplitAttn (ResNeSt).
+
+Only the sum, the pooling and the mixing are taken over. The convolutions, the norms and the small network between are
+called as the modules that they are, so their hooks run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers._fusing import is_bare, left_to_pytorch, qualified_name
+from ..ops import selective_kernel
+from ..ops.selective_kernel.contract import MAX_BRANCHES
+from ._adapter import Adapter, fingerprint
+from ._swap import stock
+
+_ATTENTION = "timm.layers.selective_kernel.SelectiveKernelAttn"
+_ATTENTION_FORWARDS = frozenset({"1195856e8cf7c26a"})
+_RADIX_SOFTMAX = "timm.layers.split_attn.RadixSoftmax"
+_RADIX_SOFTMAX_FORWARDS = frozenset({"bb22ba58254fb17c"})
+
+
+def _replaceable(name: str, child: nn.Module | None, original: str, forwards: frozenset[str]) -> str:
+    """Why the op cannot run in place of a child's own forward; empty where it can."""
+    if child is None or qualified_name(child.__class__) != original or fingerprint(child.__class__) not in forwards:
+        return f"its {name} is not the {original} this was written for"
+    if not is_bare(child):
+        return f"its {name} carries hooks or a forward of its own, which a fused call would pass by"
+    return ""
+
+
+def _selective_kernel(module: nn.Module) -> tuple | str:
+    if not 2 <= len(module.paths) <= MAX_BRANCHES:
+        return f"it has {len(module.paths)} paths, the op takes 2 to {MAX_BRANCHES}"
+    return _replaceable("attn", module._modules.get("attn"), _ATTENTION, _ATTENTION_FORWARDS) or ()
+
+
+def _forward_selective_kernel(self: nn.Module, x: Tensor) -> Tensor:
+    if left_to_pytorch(x) or isinstance(_selective_kernel(self), str):
+        return stock(self, x)
+    inputs = [x] * len(self.paths)
+    if self.split_input:
+        inputs = torch.split(x, self.in_channels // self.num_paths, 1)
+    branches = [path(part) for path, part in zip(self.paths, inputs, strict=True)]
+    attn = self.attn
+
+    def attention(pooled: Tensor) -> Tensor:
+        logits = attn.fc_select(attn.act(attn.bn(attn.fc_reduce(pooled[:, :, None, None]))))
+        return logits.view(pooled.shape[0], len(branches), pooled.shape[1])
+
+    return selective_kernel(branches, attention, backend=self._attnkernels.backend)
+
+
+def _split_attention(module: nn.Module) -> tuple | str:
+    if module.radix == 1:
+        return "radix 1: one branch, gated by a sigmoid"
+    if module.radix > MAX_BRANCHES:
+        return f"radix {module.radix}, the op takes 2 to {MAX_BRANCHES} branches"
+    return _replaceable("rsoftmax", module._modules.get("rsoftmax"), _RADIX_SOFTMAX, _RADIX_SOFTMAX_FORWARDS) or ()
+
+
+def _forward_split_attention(self: nn.Module, x: Tensor) -> Tensor:
+    """Its result keeps x's memory format, where the stock forward returns contiguous memory always."""
+    if left_to_pytorch(x) or isinstance(_split_attention(self), str):
+        return stock(self, x)
+    x = self.act0(self.drop(self.bn0(self.conv(x))))
+    samples, channels, height, width = x.shape
+
+    def attention(pooled: Tensor) -> Tensor:
+        logits = self.fc2(self.act1(self.bn1(self.fc1(pooled[:, :, None, None]))))
+        # fc2 is grouped: its channels are in the order group, branch, channel
+        by_group = logits.view(samples, self.rsoftmax.cardinality, self.radix, -1)
+        return by_group.transpose(1, 2).reshape(samples, self.radix, -1)
+
+    branches = x.reshape(samples, self.radix, channels // self.radix, height, width)
+    return selective_kernel(branches, attention, backend=self._attnkernels.backend)
+
+
+ADAPTERS = (
+    Adapter(
+        op="selective_kernel",
+        originals=("timm.layers.selective_kernel.SelectiveKernel",),
+        fingerprints=frozenset({"e0258011d5f74cf2"}),
+        arguments=_selective_kernel,
+        forward=_forward_selective_kernel,
+    ),
+    Adapter(
+        op="selective_kernel",
+        originals=("timm.layers.split_attn.SplitAttn",),
+        fingerprints=frozenset({"da8369c5b743839a"}),
+        arguments=_split_attention,
+        forward=_forward_split_attention,
+    ),
+)

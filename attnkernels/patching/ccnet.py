@@ -1,0 +1,91 @@
+"""CCNet: the official criss-cross attention module, wherever it was copied to, and mmcv's.
+
+The official module is not in a package: projects carry copies of it, and variants under the same name that compute
+something else (top-k, other masks, two inputs). So it is known by its class name together with the fingerprints of its
+forward and of the function that makes its mask; anything else under that name is left alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers._fusing import is_bare, left_to_pytorch, qualified_name
+from ..ops import criss_cross_attention
+from ._adapter import Adapter, source_fingerprint
+from ._swap import stock
+
+# INF(B, H, W), the mask of the official code: on the current GPU, or on the CPU as many copies have it.
+_MASKS = frozenset({"430a40ddec5c3193", "335d54287b8bd140"})
+
+
+def _convolutions(module: nn.Module) -> str:
+    for name in ("query_conv", "key_conv", "value_conv"):
+        if not isinstance(module._modules.get(name), nn.Module):
+            return f"it has no {name}"
+    return ""
+
+
+def _official(module: nn.Module) -> tuple | str:
+    if missing := _convolutions(module):
+        return missing
+    gamma = getattr(module, "gamma", None)
+    if not isinstance(gamma, Tensor) or gamma.numel() != 1:
+        return "its gamma is not a single number"
+    softmax = module._modules.get("softmax")
+    if softmax.__class__ is not nn.Softmax or softmax.dim not in (3, -1) or not is_bare(softmax):
+        return "its softmax is not a bare Softmax over the last dimension"
+    mask = getattr(module, "INF", None)
+    if mask is None or source_fingerprint(mask) not in _MASKS:
+        return "its mask (INF) is not that of the official code"
+    return ()
+
+
+def _mmcv(module: nn.Module) -> tuple | str:
+    if missing := _convolutions(module):
+        return missing
+    gamma = module._modules.get("gamma")
+    if gamma is None:
+        return "its gamma is not a Scale module"
+    if qualified_name(gamma.__class__).rpartition(".")[2] != "Scale":
+        return f"its gamma is not a Scale module ({qualified_name(gamma.__class__)})"
+    return ()
+
+
+def _attended(self: nn.Module, x: Tensor) -> Tensor | None:
+    """The attention of a patched module; None where its stock forward has to run."""
+    # Unlike squeeze-and-excitation, a compiled model gains from the op: the compiler would store all energies.
+    if (not torch.compiler.is_compiling() and left_to_pytorch(x)) or x.dim() != 4:
+        return None
+    if not torch.compiler.is_compiling() and isinstance(self._attnkernels.adapter.arguments(self), str):
+        return None
+    query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
+    return criss_cross_attention(query, key, value, backend=self._attnkernels.backend)
+
+
+def _forward_official(self: nn.Module, x: Tensor) -> Tensor:
+    out = _attended(self, x)
+    return stock(self, x) if out is None else self.gamma * out + x
+
+
+def _forward_mmcv(self: nn.Module, x: Tensor) -> Tensor:
+    out = _attended(self, x)
+    return stock(self, x) if out is None else (self.gamma(out) + x).contiguous()
+
+
+ADAPTERS = (
+    Adapter(
+        op="criss_cross_attention",
+        originals=("mmcv.ops.cc_attention.CrissCrossAttention",),
+        fingerprints=frozenset({"19e0c4b51ccbf536"}),
+        arguments=_mmcv,
+        forward=_forward_mmcv,
+    ),
+    Adapter(
+        op="criss_cross_attention",
+        originals=("*.CrissCrossAttention", "*.CC_module", "*.CrissCross"),
+        fingerprints=frozenset({"942befffc61a1ca1"}),
+        arguments=_official,
+        forward=_forward_official,
+    ),
+)
