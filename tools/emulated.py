@@ -36,8 +36,7 @@ PROGRAMS = ROOT / "tests" / "emulation" / "standalone"
 MODULES = ("library", "demo")
 
 # -fno-strict-aliasing: CUDA code reads vectors through pointers to other types, as nvcc allows.
-# -gdwarf-4: the sanitizers of GCC 12 find no lines of templates in DWARF 5.
-COMMON = ["-std=c++20", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall",
+COMMON = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall",
           "-Wno-psabi", "-Wno-unknown-pragmas", "-DATTNKERNELS_EMULATED"]  # fmt: skip
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-Wno-attributes"]
 

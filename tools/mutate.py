@@ -184,10 +184,9 @@ def check(room: str, chosen: list[Mutant], jobs: int, minutes: float) -> tuple[l
     """Builds and runs the mutants; the survivors, and how many there was no time for."""
     deadline = time.monotonic() + 60 * minutes
     workplaces: queue.Queue[Workplace] = queue.Queue()
-    limits: dict[str, float] = {}
-    for number in range(jobs):
-        workplace = Workplace(room, number)
-        limits = baseline(workplace)
+    everyone = [Workplace(room, number) for number in range(jobs)]
+    limits = baseline(everyone[0])
+    for workplace in everyone:
         workplaces.put(workplace)
     survivors, left_out, printing = [], 0, threading.Lock()
 

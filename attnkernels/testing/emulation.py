@@ -194,6 +194,17 @@ def _symbols(library: str) -> dict[int, str]:
     return {int(address, 16): short_name(name) for address, kind, name in entries if kind in "tTwW"}
 
 
+def with_lines(report: str) -> str:
+    """A sanitizer's report with the source lines of its `(program+offset)`: GCC's own look-up misses many templates."""
+
+    def line(place: re.Match) -> str:
+        command = ["addr2line", "-e", place.group(1), place.group(2)]
+        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return place.group(0) if found.startswith("?") or not found else f"({found})"
+
+    return re.sub(r"\((/\S+)\+(0x[0-9a-f]+)\)", line, report)
+
+
 def why_unavailable() -> str:
     """Why the emulation cannot be built here; empty when it can."""
     if not (ROOT / "tools" / "emulated.py").exists():

@@ -68,7 +68,7 @@ def test_a_planted_bug_is_found(kernel, bug, mode, says):
 
 def test_reports_name_the_line_of_the_kernel():
     for bug, mode in (("no_block_barrier", "tsan"), ("global_out_of_bounds", "asan")):
-        assert "planted.cuh:" in run(mode, "gate_rows", bug, 1).stderr
+        assert "planted.cuh:" in emulation.with_lines(run(mode, "gate_rows", bug, 1).stderr)
     assert "planted.cuh:" in run("plain", "divergent_barrier", "never", 1).stderr
 
 

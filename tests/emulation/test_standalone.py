@@ -18,4 +18,4 @@ def test_every_room_with_cuda_kernels_has_a_program():
 @pytest.mark.parametrize("room", ROOMS)
 def test_program(room, mode):
     done = subprocess.run([emulation.build(mode, room)], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr[-20000:]
+    assert done.returncode == 0, done.stdout + emulation.with_lines(done.stderr[:20000])
