@@ -1,5 +1,8 @@
 // The criss-cross kernels of one instruction-set level.
 #include "common/cpu_gemm.h"
-#include "criss_cross/criss_cross_affinity_simd.h"
-#include "criss_cross/criss_cross_attention_simd.h"
+// each builds on the one before
 #include "criss_cross/criss_cross_lines_simd.h"
+// and on
+#include "criss_cross/criss_cross_attention_simd.h"
+// and on
+#include "criss_cross/criss_cross_affinity_simd.h"
