@@ -23,6 +23,7 @@ from torch import Tensor
 from . import _load
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
 
 
@@ -127,12 +128,12 @@ def unavailable(wall: str, device: torch.device) -> str:
     return cuda_missing(device.index if device.index is not None else torch.cuda.current_device())
 
 
-def best_wall(device: torch.device) -> str:
-    """The fused wall that `auto` prefers on a device; "reference" where there is none."""
+def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
+    """The fused wall that `auto` prefers on a device, on a GPU in the order given; "reference" where there is none."""
     if device.type == "cpu":
         return "cpu" if _load.is_loaded("cpu") else "reference"
     if device.type == "cuda":
-        for wall in ("cuda", "triton"):
+        for wall in on_gpu:
             if not unavailable(wall, device):
                 return wall
     return "reference"
@@ -145,15 +146,17 @@ def requested(backend: str) -> str:
     return _forced.get() or _environment
 
 
-def resolve(op: str, x: Tensor, backend: str) -> str:
+def resolve(op: str, x: Tensor, backend: str, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
     """The wall for a call of `op` on `x` made with `backend=`, where `auto` means the best wall of the device.
+
+    `on_gpu` is the op's order of preference there.
 
     Raises:
         ValueError: a wall was asked for by name and cannot take this call.
     """
     wanted = requested(backend)
     if wanted == "auto":
-        return best_wall(x.device)
+        return best_wall(x.device, on_gpu)
     reason = unavailable(wanted, x.device)
     if reason:
         usable = ", ".join(w for w in (*BACKENDS[1:], *_HIDDEN) if not unavailable(w, x.device))

@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("before")
     compare.add_argument("after")
 
+    commands.add_parser("readme", help="the README's tables, from benchmarks/results")
+
     plot = commands.add_parser("plot", help="a picture of a result file")
     plot.add_argument("file")
     plot.add_argument("--out", default="benchmarks.png")

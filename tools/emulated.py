@@ -59,7 +59,7 @@ MODES = {
         ["-O2"], kernels=["-fsanitize=thread", "-fno-tree-sra", "--param=tsan-instrument-func-entry-exit=0"]
     ),
     "asan": Mode(
-        ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+        ["-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
         link=["-fsanitize=address,undefined"],
     ),
     "tsan": Mode(
@@ -122,14 +122,9 @@ class NinjaFile:
         return [self.object(source, self.flags.kernels) for source in sources]
 
     def emulation(self) -> list[Path]:
-        names = [
-            "scheduler",
-            "residents",
-            "launch",
-            "memory",
-            "device",
-            *(["traffic"] if self.mode == "traffic" else []),
-        ]
+        names = ["scheduler", "residents", "launch", "memory", "device"]
+        if self.mode == "traffic":
+            names.append("traffic")
         return [self.object(self.csrc / "emulation" / f"{name}.cpp", self.flags.emulation) for name in names]
 
     def link(self, target: Path, objects: list[Path], *groups: list[str]) -> None:

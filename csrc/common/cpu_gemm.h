@@ -87,6 +87,19 @@ template <int Rows, int Vectors, class T>
   }
 }
 
+// A block of memory that will be needed next, fetched into the L2 cache a little with every panel of a product: a core
+// that only reads or only computes wastes the other half of the time.
+struct Ahead {
+  const char* from = nullptr;
+  int64_t row = 0, row_bytes = 0, rows = 0;  // bytes between rows and of each
+
+  SIMD_INLINE void fetch(int64_t part, int64_t parts) const {
+    const int64_t lines = row_bytes / 64, last = lines * rows * (part + 1) / parts;
+    for (int64_t i = lines * rows * part / parts; i < last; ++i)
+      __builtin_prefetch(from + i / lines * row + i % lines * 64, 0, 2);
+  }
+};
+
 // multiply_tile of 1..kTileRows rows
 template <int Vectors, class T, int Rows = kTileRows>
 SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
@@ -99,7 +112,8 @@ SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
 // c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]), i < rows, j < columns, k < depth. Rows of b are read up to a
 // whole number of vectors.
 template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c,
+              const Ahead& ahead = {}) {
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;  // of nearly equal height: no tile of one row is left over
   const int64_t height = blocks ? rows / blocks : 0, taller = rows - height * blocks;
   Tile<T> tile{a, b, b_row, c, depth, kLanes<T>};
@@ -109,6 +123,7 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, con
     tile.c.data = c.data + j;
     tile.c.scale = c.scale;
     const int64_t left = columns - j;
+    if (ahead.from) ahead.fetch(j / (2 * kLanes<T>), (columns + 2 * kLanes<T> - 1) / (2 * kLanes<T>));
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = height + (block < taller);
       if (left > kLanes<T>) {

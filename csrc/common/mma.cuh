@@ -8,8 +8,51 @@
 #include <type_traits>
 
 #include "common/language.cuh"
+#ifdef ATTNKERNELS_EMULATED
+#include "emulation/device.h"
+#endif
 
 namespace attnkernels {
+
+// Whether mma_m16n8k16 may be called; a constant to nvcc.
+__device__ __forceinline__ bool has_mma_m16n8k16() {
+#ifdef ATTNKERNELS_EMULATED
+  return emulation::device.major >= 8;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return true;
+#else
+  return false;
+#endif
+}
+
+// Four matrices [8][8] of 16-bit elements out of shared memory: lane l names row l % 8 of matrix l / 8, 16 aligned
+// bytes. to[i] is row `group`, columns 2 member, 2 member + 1 of matrix i, or of its transpose (PTX ISA, ldmatrix).
+template <bool kTransposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+#ifdef ATTNKERNELS_EMULATED
+  const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    uint16_t pair[2];
+    for (int k = 0; k < 2; ++k) {
+      const int line = kTransposed ? 2 * member + k : group, column = kTransposed ? group : 2 * member + k;
+      pair[k] = reinterpret_cast<const uint16_t*>(__shfl_sync(~0u, row, 8 * i + line))[column];
+    }
+    to[i] = pair[0] | uint32_t(pair[1]) << 16;
+  }
+#else
+  const auto address = uint32_t(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+#endif
+}
 
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

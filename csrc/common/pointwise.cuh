@@ -7,6 +7,8 @@ namespace attnkernels {
 // nvcc's expf is the accurate one: the build never uses --use_fast_math.
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
 
 template <class A>
 __device__ __forceinline__ A sigmoid(A x) {

@@ -15,7 +15,7 @@ static std::atomic<bool> filling{false};
 static void fill_new_memory(bool wanted) { filling = wanted; }
 
 void fill_if_asked(Tensor& x) {
-  if (!filling.load(std::memory_order_relaxed)) return;
+  if (!filling.load(std::memory_order_relaxed) || x.numel() == 0) return;
   memset(x.mutable_data_ptr(), 0xff, x.numel() * x.element_size());  // a NaN in every floating-point format
 }
 

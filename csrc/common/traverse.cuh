@@ -88,6 +88,76 @@ __device__ void sum_planes(const Source& source, int64_t pixels, int length, int
   }
 }
 
+// Cells in shared memory that sum_short_planes needs.
+template <class Source>
+__host__ __device__ constexpr int64_t short_plane_cells(int64_t pixels, int64_t count) {
+  return count * pixels / Source::kWidth + 3 + count;
+}
+
+// emit(plane, sum) for `count` planes of `pixels` (at least kWidth) elements, one after the other in memory. Threads
+// take vectors as they come, whatever planes they lie in: with a warp for each plane most lanes of it would be idle,
+// and a plane of 49 elements starts at a 128-bit boundary only by chance.
+template <class Source, class Emit>
+__device__ void sum_short_planes(const Source& source, int pixels, int count, typename Source::Sum* cells, Emit emit) {
+  using Sum = typename Source::Sum;
+  constexpr int kW = Source::kWidth;
+  const int length = count * pixels;
+  // Group 0 is what lies before the first 128-bit boundary, then come the vectors, then what is left.
+  const int head = source.vectorised ? min(length, (kW - source.misaligned()) % kW) : 0;
+  const int vectors = (length - head) / kW, groups = 1 + (length - head + kW - 1) / kW;
+  Sum* const begun = cells;             // [groups] sums of a group's elements in the plane where the group begins
+  Sum* const entered = cells + groups;  // [count] sums of a plane's elements in the group that began before it
+
+  if (source.vectorised) {
+    strided<Source::kInFlight>(
+        int(threadIdx.x), vectors, int(blockDim.x), [&](int v) { return source.template fetch<kW>(head + v * kW, 0); },
+        [&](int v, const auto& loaded) {
+          const int at = head + v * kW, plane = uint32_t(at) / uint32_t(pixels);
+          const int boundary = (plane + 1) * pixels - at;
+          Sum sums[kW] = {}, own = 0, next = 0;
+          source.add(loaded, sums);
+          source.keep(loaded, at);
+#pragma unroll
+          for (int k = 0; k < kW; ++k) (k < boundary ? own : next) += sums[k];
+          begun[1 + v] = own;
+          if (boundary < kW) entered[plane + 1] = next;
+        });
+  }
+  // The first and the last group, or all of them where there are no vectors.
+  for (int i = threadIdx.x; i < (source.vectorised ? min(2, groups) : groups); i += blockDim.x) {
+    const int group = source.vectorised ? i * (groups - 1) : i;
+    if (source.vectorised && group > 0 && group <= vectors) continue;
+    const int at = group == 0 ? 0 : head + (group - 1) * kW, end = group == 0 ? head : min(length, at + kW);
+    const int plane = at / pixels, boundary = (plane + 1) * pixels;
+    Sum own = 0, next = 0;
+    for (int k = at; k < end; ++k) {
+      const auto loaded = source.template fetch<1>(k, 0);
+      Sum sums[1] = {};
+      source.add(loaded, sums);
+      source.keep(loaded, k);
+      (k < boundary ? own : next) += sums[0];
+    }
+    begun[group] = own;
+    if (boundary < end) entered[plane + 1] = next;
+  }
+  __syncthreads();
+
+  const int lanes = lanes_for((pixels + 4 * kW - 1) / (4 * kW));
+  const int lane = threadIdx.x % lanes, team = threadIdx.x / lanes, teams = blockDim.x / lanes;
+  const auto first_group = [&](int plane) { return plane == 0 ? 0 : 1 + (plane * pixels - head + kW - 1) / kW; };
+  for (int start = 0; start < count; start += teams) {  // the same count for every lane of a warp: shuffles follow
+    const int plane = start + team;
+    Sum sum = 0;
+    if (plane < count) {
+      if (lane == 0 && plane > 0 && (plane * pixels - head) % kW != 0) sum = entered[plane];
+      const int end = plane + 1 == count ? groups : first_group(plane + 1);
+      for (int group = first_group(plane) + lane; group < end; group += lanes) sum += begun[group];
+    }
+    sum = sum_lanes(sum, lanes);
+    if (plane < count && lane == 0) emit(plane, sum);
+  }
+}
+
 // emit(column, sum over `rows` rows) for `columns` columns of a matrix with `pitch` elements a row; at most max_lanes
 // vectors of columns at a time; cells: blockDim.x * kWidth sums. Ends with a barrier.
 template <int kWidth, class Source, class Emit>

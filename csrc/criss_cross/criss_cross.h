@@ -42,7 +42,7 @@ inline Lines lines_along(const Shape& shape, Axis axis) {
 }
 
 // The first pixel of a line, within its sample.
-inline int64_t line_start(const Lines& lines, int64_t line) {
+constexpr int64_t line_start(const Lines& lines, int64_t line) {
   return line / lines.step * lines.step * lines.length + line % lines.step;
 }
 

@@ -74,7 +74,8 @@ void attention_forward(const AttentionForward<T, Accumulator<T>>& arguments, con
       load_lines(scratch.value, sample_of(arguments.value, shape, shape.value_channels, group), c, count, pass, group);
       const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square}; };
       add_products(sums_of(arguments.out, arguments.partial_out, shape, shape.value_channels, group), c, count, weights,
-                   scratch.value, scratch, pass, group, scale, scratch.square);
+                   scratch.value, scratch, pass, group, scale, scratch.square,
+                   next_lines(arguments.value, shape, shape.value_channels, count, pass, index, end));
     }
   }
 }
@@ -149,7 +150,8 @@ void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, c
       if (arguments.grad_value) {
         const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), row, 1}; };
         add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, value_channels, group), c,
-                     count, weights, scratch.grad_out, scratch, pass, group, scale, 0);
+                     count, weights, scratch.grad_out, scratch, pass, group, scale, 0,
+                     next_lines(arguments.grad_out, shape, value_channels, count, pass, index, end));
       }
       if (needs_energies) {
         load_lines(scratch.value, sample_of(arguments.value, shape, value_channels, group), c, count, pass, group);

@@ -40,8 +40,7 @@ void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
   });
 }
 
-// Where partial sums are held: in the results themselves, or for 16-bit types in a workspace for a few samples at a
-// time.
+// Where partial sums are held: in the results, or for 16-bit types in a workspace for a few samples at a time.
 template <class T>
 class Partial {
  public:

@@ -106,6 +106,17 @@ void store_lines(Map<T> to, const Accumulator<T>* old, int64_t channel, int64_t 
   }
 }
 
+// The same channels of the group after this one, where its lines are rows of memory.
+template <class T>
+SIMD_INLINE Ahead next_lines(const T* tensor, const Shape& shape, int64_t channels, int64_t count, const Pass& pass,
+                             int64_t index, int64_t end) {
+  if (!shape.channels_last || index + 1 >= end) return {};
+  const Group next = pass.group(index + 1);
+  const Map<const T> map = sample_of(tensor, shape, channels, next);
+  return {reinterpret_cast<const char*>(map.data + next.start * channels),
+          pass.lines.step * channels * int64_t(sizeof(T)), count * int64_t(sizeof(T)), pass.lines.length};
+}
+
 // What the passes over a map add up to: `result`, and until the last pass `partial`, in the accumulators' type.
 template <class T>
 struct Sums {
@@ -125,14 +136,14 @@ SIMD_INLINE Sums<T> sums_of(T* result, Accumulator<T>* partial, const Shape& sha
 template <class T, class Left>
 void add_products(const Sums<T>& sums, int64_t channel, int64_t count, const Left& a,
                   const LineMatrices<Accumulator<T>>& b, const Scratch<Accumulator<T>>& scratch, const Pass& pass,
-                  const Group& group, const Accumulator<T>* scale, int64_t scale_row) {
+                  const Group& group, const Accumulator<T>* scale, int64_t scale_row, const Ahead& ahead = {}) {
   using Sum = Accumulator<T>;
   const int64_t length = pass.lines.length;
   constexpr bool same_type = std::is_same_v<T, Sum>;
   if (sums.partial.channels_last && (same_type || !pass.last)) {  // a group of one line
     const int64_t channels = sums.partial.channels;
     const Product<Sum> to{sums.partial.data + group.start * channels + channel, pass.lines.step * channels, scale};
-    multiply(length, count, length, a(0), b.line(0), b.row, to);
+    multiply(length, count, length, a(0), b.line(0), b.row, to, ahead);
     return;
   }
   for (int64_t g = 0; g < group.count; ++g)

@@ -1,8 +1,7 @@
 // The criss-cross kernels of one instruction-set level.
 #include "common/cpu_gemm.h"
-// each builds on the one before
+// made of products and transposes
 #include "criss_cross/criss_cross_lines_simd.h"
-// and on
-#include "criss_cross/criss_cross_attention_simd.h"
-// and on
+// made of lines
 #include "criss_cross/criss_cross_affinity_simd.h"
+#include "criss_cross/criss_cross_attention_simd.h"

@@ -10,6 +10,13 @@
 
 #include "emulation/sanitizers.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+// UBSan's findings end the program, as ASan's do. (-fno-sanitize-recover would cost reports their line numbers.)
+extern "C" [[gnu::visibility("default")]] const char* __ubsan_default_options() {
+  return "halt_on_error=1:print_stacktrace=1";
+}
+#endif
+
 namespace attnkernels::emulation {
 namespace {
 

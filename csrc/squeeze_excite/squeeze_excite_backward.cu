@@ -7,6 +7,7 @@ namespace {
 
 template <class T, bool kChannelsLast>
 Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_needed, cudaStream_t stream) {
+  using Sum = accumulate_t<T>;
   LaunchConfig config;
   config.stream = stream;
   const Shape& shape = a.shape;
@@ -15,9 +16,9 @@ Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_nee
     config.block = dim3(plan.threads);
     config.cluster = dim3(plan.cluster);
     config.shared_bytes = plan.shared_bytes;
-    return result(
-        "squeeze_excite_backward_single_pass",
-        launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
+    return result("squeeze_excite_backward_single_pass",
+                  launch(config, squeeze_excite_backward_single_pass<T, kChannelsLast>, a, plan.channels,
+                         plan.sums.short_planes));
   }
   for (int64_t first = 0; first < shape.samples; first += plan.wave) {
     BackwardArguments<T> wave = a;
@@ -41,7 +42,7 @@ Result run_passes(const BackwardArguments<T>& a, const Plan& plan, bool sums_nee
       config.block = dim3(kThreads);
       config.grid = grid_of(std::max<int64_t>(1, ceil_div(shape.hidden, kHiddenGradVectors * kVectorWidth<T>)),
                             wave.shape.samples);
-      config.shared_bytes = 0;
+      config.shared_bytes = staged_length<Sum>(shape.channels) * sizeof(Sum);
       error = launch(config, squeeze_excite_backward_hidden<T>, wave);
       if (error != cudaSuccess) return result("squeeze_excite_backward_hidden", error);
     }

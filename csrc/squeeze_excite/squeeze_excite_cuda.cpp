@@ -4,28 +4,13 @@
 #include <string>
 #include <tuple>
 
-#include "common/binding.h"
+#include "common/cuda_binding.h"
 #include "squeeze_excite/squeeze_excite_launch.h"
 
 namespace attnkernels::squeeze_excite {
 namespace {
 
 using Optional = std::optional<Tensor>;
-
-DataType data_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DataType::kFloat;
-    case ScalarType::Double:
-      return DataType::kDouble;
-    case ScalarType::Half:
-      return DataType::kHalf;
-    case ScalarType::BFloat16:
-      return DataType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "squeeze_excite: x: expected float32, float64, float16 or bfloat16");
-  }
-}
 
 // What memory safety asks for; the Python function has the full checks and messages.
 void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, int64_t numel) {
@@ -50,11 +35,7 @@ struct Call {
 Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
                   const Tensor& expand_weight, const Optional& expand_bias, int64_t activation, int64_t gate,
                   int64_t output_activation) {
-#ifdef ATTNKERNELS_EMULATED
-  STD_TORCH_CHECK(x.is_cpu(), "squeeze_excite: x: expected a CPU tensor");
-#else
-  STD_TORCH_CHECK(x.is_cuda(), "squeeze_excite: x: expected a CUDA tensor");
-#endif
+  check_device("squeeze_excite: x", x);
   STD_TORCH_CHECK(x.dim() == 4, "squeeze_excite: x: expected a tensor [N, C, H, W], got ", x.dim(), " dimensions");
   const int64_t channels = x.size(1), hidden = reduce_weight ? reduce_weight->size(0) : 0;
   STD_TORCH_CHECK(!reduce_weight || hidden > 0, "squeeze_excite: reduce_weight: expected at least one row");
@@ -71,7 +52,7 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
           attnkernels::contiguous(reduce_bias),
           attnkernels::contiguous(expand_bias),
           attnkernels::contiguous(expand_weight),
-          data_type(x),
+          data_type("squeeze_excite: x", x),
           {x.size(0), channels, hidden, x.size(2) * x.size(3), channels_last, Activation(activation), Gate(gate),
            OutputActivation(output_activation)}};
 }
@@ -84,23 +65,7 @@ Optional as_layout(const Optional& tensor, bool channels_last) {
   return attnkernels::as_layout(*tensor, channels_last);
 }
 
-void check(const Result& result) {
-  STD_TORCH_CHECK(!result.error, "squeeze_excite: ", result.kernel, ": ", result.error);
-}
-
-#ifdef ATTNKERNELS_EMULATED
-struct DeviceGuard {
-  explicit DeviceGuard(int32_t) {}
-};
-void* current_stream(const Tensor&) { return nullptr; }
-#else
-using torch::stable::accelerator::DeviceGuard;
-void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  check_call(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream), "aoti_torch_get_current_cuda_stream");
-  return stream;
-}
-#endif
+void check(const Result& result) { check_launch("squeeze_excite", result); }
 
 Limits device_limits() {
   Limits found;

@@ -27,8 +27,8 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
     config.block = dim3(plan.threads);
     config.cluster = dim3(plan.cluster);
     config.shared_bytes = plan.shared_bytes;
-    return result("squeeze_excite_single_pass",
-                  launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a, plan.channels, plan.sums.staged));
+    return result("squeeze_excite_single_pass", launch(config, squeeze_excite_single_pass<T, kChannelsLast>, a,
+                                                       plan.channels, plan.sums.short_planes));
   }
   Sum* const partial = static_cast<Sum*>(tensors.scratch);
   Sum* const activated = partial + (plan.sums.splits > 1 ? shape.samples * plan.sums.splits * shape.channels : 0);
@@ -50,9 +50,12 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
     cudaError_t error = launch(config, squeeze_excite_pool<T, kChannelsLast>, wave, plan.sums);
     if (error != cudaSuccess) return result("squeeze_excite_pool", error);
     if (shape.hidden && !plan.fused_hidden) {
-      config.grid = grid_of(ceil_div(shape.hidden, kThreads / 32), ceil_div(wave.shape.samples, kHiddenSamples));
-      config.shared_bytes = plan.sums.splits > 1 ? kHiddenSamples * shape.channels * sizeof(Sum) : 0;
-      error = launch(config, squeeze_excite_hidden<T>, wave);
+      const int64_t staged = staged_length<Sum>(shape.channels);
+      const int each = int(staged ? std::min<int64_t>(kHiddenSamples, wave.shape.samples) : 1);
+      config.block = dim3(kThreads);
+      config.grid = grid_of(ceil_div(shape.hidden, kThreads / 32), ceil_div(wave.shape.samples, each));
+      config.shared_bytes = each * staged * sizeof(Sum);
+      error = launch(config, squeeze_excite_hidden<T>, wave, each);
       if (error != cudaSuccess) return result("squeeze_excite_hidden", error);
     }
     config.block = dim3(plan.map.threads);
@@ -67,8 +70,17 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
 }  // namespace
 
 Result limits(Limits& found) {
-  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, shared_bytes = 0;
+  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0, block_bytes = 0, shared_bytes = 0;
+  int clock_khz = 0, bus_bits = 0;
   cudaError_t error = cudaGetDevice(&device);
+#ifndef ATTNKERNELS_EMULATED  // where tests change the device
+  thread_local int known_device = -1;
+  thread_local Limits known;
+  if (error == cudaSuccess && device == known_device) {
+    found = known;
+    return {};
+  }
+#endif
   const auto ask = [&](int& value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
   };
@@ -76,8 +88,19 @@ Result limits(Limits& found) {
   ask(minor, cudaDevAttrComputeCapabilityMinor);
   ask(multiprocessors, cudaDevAttrMultiProcessorCount);
   ask(l2_bytes, cudaDevAttrL2CacheSize);
-  ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  found = {10 * major + minor, multiprocessors, l2_bytes, shared_bytes};
+  ask(block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(clock_khz, cudaDevAttrMemoryClockRate);
+  ask(bus_bits, cudaDevAttrGlobalMemoryBusWidth);
+  // Two transfers a clock: bits / 8 * 2 * kHz / 1000 bytes in a microsecond.
+  found = {10 * major + minor, multiprocessors, l2_bytes,
+           block_bytes,        shared_bytes,    int64_t(bus_bits) * clock_khz / 4000};
+#ifndef ATTNKERNELS_EMULATED
+  if (error == cudaSuccess) {
+    known = found;
+    known_device = device;
+  }
+#endif
   return result("the limits of the device", error);
 }
 

@@ -2,12 +2,14 @@
 #pragma once
 #include <cstddef>
 
+#include "common/cuda_launch.h"
 #include "squeeze_excite/squeeze_excite.h"
 #include "squeeze_excite/squeeze_excite_plan.h"
 
 namespace attnkernels::squeeze_excite {
 
-enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
+using attnkernels::DataType;
+using attnkernels::Result;
 
 inline ElementSize element_size(DataType type) {
   if (type == DataType::kDouble) return {8, 8};
@@ -27,11 +29,6 @@ struct BackwardTensors {
   void *grad_x, *grad_residual;                                        // null: not needed
   void *grad_reduce_weight, *grad_reduce_bias, *grad_expand_weight, *grad_expand_bias;  // null: not needed
   void* scratch;                                                                        // sum [backward_scratch()]
-};
-
-struct Result {
-  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
-  const char* error = nullptr;
 };
 
 // The limits of the current device.

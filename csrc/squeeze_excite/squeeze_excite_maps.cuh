@@ -17,16 +17,15 @@ bool equally_aligned(const T* first, const Others*... others) {
 template <class T>
 struct PoolSource {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 4, kOperands = 1;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 4;
   const T* x;
   bool vectorised;
   T* kept = nullptr;  // where copies go, in shared memory
 
   __device__ int misaligned() const { return misalignment(x); }
   __device__ PoolSource moved(int64_t offset) const { return {x + offset, vectorised, kept ? kept + offset : nullptr}; }
-  // This source, keeping copies that are aligned as the elements are; and a source of the copies.
-  __device__ PoolSource keeping(T* buffer, int64_t) const { return {x, vectorised, buffer + misaligned()}; }
-  __device__ PoolSource resident() const { return {kept, vectorised}; }
+  // This source, keeping copies that are aligned as the elements are.
+  __device__ PoolSource keeping(T* buffer) const { return {x, vectorised, buffer + misaligned()}; }
 
   template <int kW>
   __device__ Vector<T, kW> fetch(int64_t i, int) const {
@@ -59,10 +58,10 @@ __device__ __forceinline__ Vector<T, kW> clipped(Vector<T, kW> grad, const Vecto
 template <class T>
 struct GradSource {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2, kOperands = 2;
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
   const T *grad_y, *x, *y;  // y: null without output activation
   bool vectorised;
-  T *kept = nullptr, *kept_x = nullptr;  // where copies of dz and of x go, in shared memory
+  T* kept = nullptr;  // where copies of dz go, in shared memory
 
   template <int kW>
   struct Loaded {
@@ -70,19 +69,9 @@ struct GradSource {
   };
   __device__ int misaligned() const { return misalignment(x); }
   __device__ GradSource moved(int64_t offset) const {
-    return {grad_y + offset,
-            x + offset,
-            y ? y + offset : nullptr,
-            vectorised,
-            kept ? kept + offset : nullptr,
-            kept_x ? kept_x + offset : nullptr};
+    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised, kept ? kept + offset : nullptr};
   }
-  // The copy of x lies `stride` elements behind that of dz; stride 0: none.
-  __device__ GradSource keeping(T* buffer, int64_t stride) const {
-    T* const copy = buffer + misaligned();
-    return {grad_y, x, y, vectorised, copy, stride ? copy + stride : nullptr};
-  }
-  __device__ GradSource resident() const { return {kept, kept_x, nullptr, vectorised}; }
+  __device__ GradSource keeping(T* buffer) const { return {grad_y, x, y, vectorised, buffer + misaligned()}; }
 
   template <int kW>
   __device__ Loaded<kW> fetch(int64_t i, int) const {
@@ -99,7 +88,6 @@ struct GradSource {
   template <int kW>
   __device__ void keep(const Loaded<kW>& loaded, int copy) const {
     if (kept) store(kept + copy, clipped(loaded.grad, loaded.y, y != nullptr));
-    if (kept_x) store(kept_x + copy, loaded.x);
   }
 };
 
@@ -188,32 +176,6 @@ struct GradMap {
     result.set(values);
     store(grad_x + i, result, reuse);
   }
-};
-
-// weight[k, j] input[k], for sums over the rows k of a weight
-template <class T, class Input>
-struct WeightSource {
-  using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
-  const T* weight;
-  Input input;  // input[k]: a pointer, or what computes the element
-
-  template <int kW>
-  struct Loaded {
-    Vector<T, kW> weight;
-    Sum input;
-  };
-  template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int row) const {
-    return {load<kW>(weight + i), input[row]};
-  }
-  template <int kW>
-  __device__ void add(const Loaded<kW>& loaded, Sum (&sums)[kW]) const {
-#pragma unroll
-    for (int k = 0; k < kW; ++k) sums[k] += loaded.weight.get(k) * loaded.input;
-  }
-  template <int kW>
-  __device__ void keep(const Loaded<kW>&, int) const {}
 };
 
 }  // namespace attnkernels::squeeze_excite

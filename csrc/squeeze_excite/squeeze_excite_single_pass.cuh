@@ -13,43 +13,39 @@
 
 namespace attnkernels::squeeze_excite {
 
-inline constexpr int kClusterThreads = 512;  // Limits::cluster_threads
+inline constexpr int kClusterThreads = 384;  // Limits::cluster_threads: two blocks have 80 registers a thread
 
 // A block's part of a sample, and its shared memory.
 template <class T>
 struct Slab {
   using Sum = accumulate_t<T>;
   int64_t n, first, count;  // sample; channels [first, first + count); count may be 0
-  int64_t channels;         // of a full slab
-  T* data;                  // copies, each of `stride` elements
-  int64_t stride;
-  Sum *means, *scale;  // [channels]; `means` are dv in the backward
-  Sum* exchanged;      // [rd], what the other blocks read; single-layer: unused, they read `means`
-  Sum* gathered;       // [rd], or [C] in the single-layer excitation: what came of all blocks
+  T* data;                  // the copies
+  Sum *means, *scale;       // [channels of a full slab]; `means` are dv in the backward
+  Sum* exchanged;           // [rd], what the other blocks read; single-layer: unused, they read `means`
+  Sum* gathered;            // [rd], or [C] in the single-layer excitation: what came of all blocks
   Sum* cells;
 };
 
 template <class T>
-__device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int operands, int rank, int blocks, char* shared) {
+__device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int rank, int blocks, char* shared) {
   using Sum = accumulate_t<T>;
   Slab<T> slab;
   slab.n = blockIdx.x / blocks;
   slab.first = min(shape.channels, rank * channels);
   slab.count = min(channels, shape.channels - slab.first);
-  slab.channels = channels;
   slab.data = reinterpret_cast<T*>(shared);
-  slab.stride = copy_stride<T>(channels, shape.pixels);
-  slab.means = reinterpret_cast<Sum*>(slab.data + operands * slab.stride);
-  slab.scale = slab.means + channels;
-  slab.exchanged = slab.scale + channels;
-  slab.gathered = slab.exchanged + shape.hidden;
-  slab.cells = slab.gathered + (shape.hidden ? shape.hidden : shape.channels);
+  slab.means = reinterpret_cast<Sum*>(slab.data + slab_elements(channels, shape.pixels, kVectorWidth<T>));
+  slab.scale = slab.means + padded(channels);
+  slab.exchanged = slab.scale + padded(channels);
+  slab.gathered = slab.exchanged + padded(shape.hidden);
+  slab.cells = slab.gathered + padded(shape.hidden ? shape.hidden : shape.channels);
   return slab;
 }
 
 // emit(channel of the slab, sum over its pixels); copies stay in slab.data
 template <bool kChannelsLast, class T, class Source, class Emit>
-__device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool staged, Emit emit) {
+__device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool short_planes, Emit emit) {
   constexpr int kW = kVectorWidth<T>;
   const int count = int(slab.count), pixels = int(shape.pixels);
   if constexpr (kChannelsLast) {
@@ -61,17 +57,13 @@ __device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>
       sum_columns<1>(kept, pixels, shape.channels, count, kColumnVectors * kW, slab.cells, emit);
     }
   } else {
-    // One walk for both cases: over the copies, or over the originals, making copies.
-    Source walked = source.moved(slab.first * pixels).keeping(slab.data, staged ? slab.stride : 0);
-    int lanes = 32, segments = max(1, int(blockDim.x) / 32 / max(1, count));
-    if (staged) {
-      sum_range(walked, count * pixels, threadIdx.x, blockDim.x);
-      __syncthreads();
-      walked = walked.resident();
-      lanes = lanes_for((pixels + kW - 1) / kW);
-      segments = 1;
+    const Source kept = source.moved(slab.first * pixels).keeping(slab.data);
+    if (short_planes) {
+      sum_short_planes(kept, pixels, count, slab.cells, emit);
+    } else {
+      const int segments = max(1, int(blockDim.x) / 32 / max(1, count));
+      sum_planes(kept, pixels, pixels, count, segments, 32, slab.cells, emit);
     }
-    sum_planes(walked, pixels, pixels, count, segments, lanes, slab.cells, emit);
   }
 }
 
@@ -94,19 +86,19 @@ __device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab
 // y = output_activation(x gate(W2 activation(W1 mean(x) + b1) + b2) + residual)
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
-    squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool staged) {
+    squeeze_excite_single_pass(const ForwardArguments<T> a, const int64_t channels, const bool short_planes) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = int(cluster.block_rank()), blocks = int(cluster.num_blocks());
   const Shape& shape = a.shape;
-  const Slab<T> slab = make_slab<T>(shape, channels, 1, rank, blocks, shared);
+  const Slab<T> slab = make_slab<T>(shape, channels, rank, blocks, shared);
   const int64_t offset = slab.n * shape.channels * shape.pixels;
   Sum* const saved = a.saved + slab.n * shape.saved_columns();
 
   const PoolSource<T> source{a.x + offset, a.vectorised};
-  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int c, Sum sum) {
+  sum_slab<kChannelsLast>(source, shape, slab, short_planes, [&](int c, Sum sum) {
     slab.means[c] = sum / Sum(shape.pixels);
     saved[slab.first + c] = slab.means[c];
   });
@@ -149,20 +141,20 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
 // grad_x = dz g + ds / pixels, grad_residual = dz; dz stays in shared memory while x streams by
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
-    squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool staged) {
+    squeeze_excite_backward_single_pass(const BackwardArguments<T> a, const int64_t channels, const bool short_planes) {
 #if ATTNKERNELS_HAS_CLUSTERS
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(char, shared);
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = int(cluster.block_rank()), blocks = int(cluster.num_blocks());
   const Shape& shape = a.shape;
-  const Slab<T> slab = make_slab<T>(shape, channels, staged ? 2 : 1, rank, blocks, shared);
+  const Slab<T> slab = make_slab<T>(shape, channels, rank, blocks, shared);
   const int64_t offset = slab.n * shape.channels * shape.pixels;
   const Sum* const saved = a.saved + slab.n * shape.saved_columns();
   const Sum* const gates = saved + shape.channels + shape.hidden + slab.first;
 
   const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
-  sum_slab<kChannelsLast>(source, shape, slab, staged, [&](int c, Sum sum) {
+  sum_slab<kChannelsLast>(source, shape, slab, short_planes, [&](int c, Sum sum) {
     slab.means[c] = sum * gate_derivative(gates[c], shape.gate);
     a.grad_logits[slab.n * shape.channels + slab.first + c] = slab.means[c];
   });
@@ -170,7 +162,7 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
 
   if (shape.hidden) {
     multiply_columns(a.parameters.expand_weight + slab.first * shape.hidden, shape.hidden, int(slab.count),
-                     int(shape.hidden), kColumnVectors, static_cast<const Sum*>(slab.means), slab.cells,
+                     int(shape.hidden), kColumnVectors, slab.means, slab.cells,
                      [&](int r, Sum sum) { slab.exchanged[r] = sum; });
     cluster.sync();
     for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) {
@@ -188,8 +180,7 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
 
   const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
   multiply_columns(weight + slab.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                   int(slab.count), kColumnVectors, static_cast<const Sum*>(slab.gathered), slab.cells,
-                   [&](int c, Sum sum) {
+                   int(slab.count), kColumnVectors, slab.gathered, slab.cells, [&](int c, Sum sum) {
                      slab.means[c] = sum / Sum(shape.pixels);
                      slab.scale[c] = gates[c];
                    });

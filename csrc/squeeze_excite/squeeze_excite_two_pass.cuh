@@ -45,17 +45,10 @@ struct BackwardArguments {
   Reuse output_reuse;
 };
 
-// Elements of a copy in shared memory that is aligned as its original, and ends at a 128-bit boundary.
-template <class T>
-__device__ int64_t copy_stride(int64_t channels, int64_t pixels) {
-  constexpr int kW = kVectorWidth<T>;
-  return (channels * pixels + kW + kW - 1) / kW * kW;
-}
-
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
-__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, char* shared, Emit emit) {
-  using T = std::remove_pointer_t<decltype(source.kept)>;
+__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, typename Source::Sum* cells,
+                         Emit emit) {
   using Sum = typename Source::Sum;
   constexpr int kW = Source::kWidth;
   const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
@@ -63,27 +56,17 @@ __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& 
   const int64_t begin = split * tiles.span;
   const int length = int(min(shape.pixels - begin, tiles.span));
   const auto put = [&](int channel, Sum sum) { emit(first + channel, split, sum); };
+  const Source tile = source.moved(kChannelsLast ? begin * shape.channels + first : first * shape.pixels + begin);
   if constexpr (kChannelsLast) {
-    Sum* const cells = reinterpret_cast<Sum*>(shared);
-    const Source tile = source.moved(begin * shape.channels + first);
     if (source.vectorised && count % kW == 0) {
       sum_columns<kW>(tile, length, shape.channels, count, kColumnVectors, cells, put);
     } else {
       sum_columns<1>(tile, length, shape.channels, count, kColumnVectors * kW, cells, put);
     }
+  } else if (tiles.short_planes) {
+    sum_short_planes(tile, length, count, cells, put);
   } else {
-    Source walked = source.moved(first * shape.pixels + begin);
-    Sum* cells = reinterpret_cast<Sum*>(shared);
-    if (tiles.staged) {
-      const int64_t stride = copy_stride<T>(tiles.channels, shape.pixels);
-      T* const buffer = reinterpret_cast<T*>(shared);
-      walked = walked.keeping(buffer, stride);
-      sum_range(walked, count * length, threadIdx.x, blockDim.x);
-      __syncthreads();
-      walked = walked.resident();
-      cells = reinterpret_cast<Sum*>(buffer + Source::kOperands * stride);
-    }
-    sum_planes(walked, shape.pixels, length, count, tiles.segments, tiles.lanes, cells, put);
+    sum_planes(tile, shape.pixels, length, count, tiles.segments, tiles.lanes, cells, put);
   }
 }
 
@@ -91,11 +74,11 @@ __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& 
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(char, shared);
+  SHARED_DYNAMIC(Sum, cells);
   const Shape& shape = a.shape;
   const int64_t n = blockIdx.y;
   const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
     if (tiles.splits == 1) {
       a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
     } else {
@@ -104,62 +87,82 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArg
   });
 }
 
-// The means of sample n: where they were saved, or added up from the splits' sums into `staged` [C] (and saved by one).
+// The sum over splits of partial[split * channels + c], in their order.
+template <class A>
+__device__ __forceinline__ A sum_splits(const A* partial, int splits, int64_t channels, int64_t c) {
+  A sum = 0;
+  strided<8>(0, splits, 1, [&](int split) { return partial[split * channels + c]; }, [&](int, A part) { sum += part; });
+  return sum;
+}
+
+// The means of sample n in `staged` (null: too many for shared memory), added up from the splits' sums, and then saved
+// by one block.
 template <class T>
 __device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int64_t n, accumulate_t<T>* staged,
                                                bool save) {
   using Sum = accumulate_t<T>;
   Sum* const saved = a.saved + n * a.shape.saved_columns();
-  if (a.sum_splits == 1) return saved;
+  if (!staged) return saved;  // then there are no splits
   for (int64_t c = threadIdx.x; c < a.shape.channels; c += blockDim.x) {
-    Sum sum = 0;
-    for (int64_t split = 0; split < a.sum_splits; ++split)
-      sum += a.partial[(n * a.sum_splits + split) * a.shape.channels + c];
-    staged[c] = sum / Sum(a.shape.pixels);
-    if (save) saved[c] = staged[c];
+    if (a.sum_splits == 1) {
+      staged[c] = saved[c];
+    } else {
+      staged[c] = sum_splits(a.partial + n * a.sum_splits * a.shape.channels, int(a.sum_splits), a.shape.channels, c) /
+                  Sum(a.shape.pixels);
+      if (save) saved[c] = staged[c];
+    }
   }
   return staged;
 }
 
 // activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r])      a warp for each r
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_hidden(const ForwardArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    squeeze_excite_hidden(const ForwardArguments<T> a, const int samples_each) {
   using Sum = accumulate_t<T>;
-  constexpr int kW = kVectorWidth<T>;
-  SHARED_DYNAMIC(Sum, staged);
+  constexpr int kW = kVectorWidth<T>, kQuarter = 16 / sizeof(Sum);
+  SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, channels = int(shape.channels);
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const T* const weights = a.parameters.reduce_weight + row * shape.channels;
-  const bool vectorised = shape.channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0;
-  const int64_t first = int64_t(blockIdx.y) * kHiddenSamples;
-  const Sum* means[kHiddenSamples];
-#pragma unroll
-  for (int s = 0; s < kHiddenSamples; ++s) {  // past the last sample: that one again, and its result dropped
-    const int64_t n = min(first + s, shape.samples - 1);
-    means[s] = sample_means(a, n, staged + s * shape.channels, blockIdx.x == 0 && first + s == n);
-  }
+  const int64_t first = int64_t(blockIdx.y) * samples_each;
+  const int samples = int(min(int64_t(samples_each), shape.samples - first));
+  const int64_t staged = staged_length<Sum>(shape.channels);
+  for (int s = 0; s < samples; ++s) sample_means(a, first + s, staged ? shared + s * staged : nullptr, blockIdx.x == 0);
   __syncthreads();
+  const Sum* const means = staged ? shared : a.saved + first * shape.saved_columns();
+  const int64_t pitch = staged ? staged : shape.saved_columns();
+
   Sum sums[kHiddenSamples] = {};
   if (row < shape.hidden) {
-    const auto multiply = [&](int k, const auto& loaded) {
+    const T* const weights = a.parameters.reduce_weight + row * shape.channels;
+    const auto multiply = [&](auto width) {
+      constexpr int kN = decltype(width)::value, kPart = kN < kQuarter ? kN : kQuarter;
+      strided<4>(
+          lane * kN, channels, 32 * kN, [&](int k) { return load<kN>(weights + k); },
+          [&](int k, const auto& loaded) {
 #pragma unroll
-      for (int i = 0; i < int(sizeof(loaded) / sizeof(T)); ++i) {
+            for (int s = 0; s < kHiddenSamples; ++s) {
+              if (s >= samples) break;
 #pragma unroll
-        for (int s = 0; s < kHiddenSamples; ++s) sums[s] += loaded.get(i) * means[s][k + i];
-      }
+              for (int i = 0; i < kN; i += kPart) {
+                const auto inputs = load<kPart>(means + s * pitch + k + i);
+#pragma unroll
+                for (int h = 0; h < kPart; ++h) sums[s] += loaded.get(i + h) * inputs.get(h);
+              }
+            }
+          });
     };
-    const int channels = int(shape.channels);
-    if (vectorised) {
-      strided<2>(lane * kW, channels, 32 * kW, [&](int k) { return load<kW>(weights + k); }, multiply);
+    if (channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0 && misalignment(means) == 0) {
+      multiply(std::integral_constant<int, kW>());
     } else {
-      strided<2>(lane, channels, 32, [&](int k) { return load<1>(weights + k); }, multiply);
+      multiply(std::integral_constant<int, 1>());
     }
   }
 #pragma unroll
   for (int s = 0; s < kHiddenSamples; ++s) {
     const Sum sum = sum_lanes(sums[s], 32);
-    if (lane == 0 && row < shape.hidden && first + s < shape.samples) {
+    if (lane == 0 && row < shape.hidden && s < samples) {
       const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[row]) : sum;
       a.saved[(first + s) * shape.saved_columns() + shape.channels + row] = u;
       a.activated[(first + s) * shape.hidden + row] = activate(u, shape.activation);
@@ -211,15 +214,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
-  Sum* const gates = shared;  // [tiles.channels + 2]
-  Sum* const staged_means = gates + tiles.channels + 2;
-  Sum* const activated = staged_means + (a.sum_splits > 1 ? shape.channels : 0);
+  const int64_t staged_means = staged_length<Sum>(shape.channels), staged_hidden = staged_length<Sum>(shape.hidden);
+  Sum* const means = shared;  // with fused_hidden or without a hidden layer
+  Sum* const activated = means + (a.fused_hidden || !shape.hidden ? staged_means : 0);
+  Sum* const gates = activated + staged_hidden;  // [tiles.channels]
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
   const int64_t n = gridDim.y - 1 - blockIdx.y;
   Sum* const saved = a.saved + n * shape.saved_columns();
   const Sum* input = a.activated + n * shape.hidden;
   if (a.fused_hidden || !shape.hidden) {
-    input = sample_means(a, n, staged_means, blockIdx.x == 0);
+    input = sample_means(a, n, staged_means ? means : nullptr, blockIdx.x == 0);
     __syncthreads();
   }
   if (a.fused_hidden) {
@@ -229,6 +233,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
                     activated[r] = activate(u, shape.activation);
                     if (blockIdx.x == 0) saved[shape.channels + r] = u;
                   });
+    __syncthreads();
+    input = activated;
+  } else if (staged_hidden) {
+    for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) activated[r] = input[r];
     __syncthreads();
     input = activated;
   }
@@ -252,15 +260,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 // partial[n, split, c] = sum_p dz[n, c, p] x[n, c, p]
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(char, shared);
+  SHARED_DYNAMIC(Sum, cells);
   const Shape& shape = a.shape;
   const int64_t n = blockIdx.y;
   const int64_t offset = n * shape.channels * shape.pixels;
   const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, shared, [&](int64_t channel, int64_t split, Sum sum) {
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
     a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
   });
 }
@@ -270,44 +278,55 @@ template <class T>
 struct GradLogits {
   using Sum = accumulate_t<T>;
   const Sum *partial, *gates;
-  int64_t splits, channels;
+  int splits;
+  int64_t channels;
   Gate gate;
   __device__ GradLogits(const BackwardArguments<T>& a, int64_t n)
       : partial(a.partial + n * a.sum_splits * a.shape.channels),
         gates(a.saved + n * a.shape.saved_columns() + a.shape.channels + a.shape.hidden),
-        splits(a.sum_splits),
+        splits(int(a.sum_splits)),
         channels(a.shape.channels),
         gate(a.shape.gate) {}
   __device__ Sum operator[](int64_t c) const {
-    Sum sum = 0;
-    for (int64_t split = 0; split < splits; ++split) sum += partial[split * channels + c];
-    return sum * gate_derivative(gates[c], gate);
+    return sum_splits(partial, splits, channels, c) * gate_derivative(gates[c], gate);
   }
 };
 
-// Vectors of columns that a block of the hidden layer's gradient takes: 64 bytes of a row, whole sectors, so that there
+// Vectors of columns that a block of the hidden layer's gradient takes: 32 bytes of a row, one sector, so that there
 // are many blocks and many rows at once.
-inline constexpr int kHiddenGradVectors = 4;
+inline constexpr int kHiddenGradVectors = 2;
 
 // du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r]; the first block also writes dv[n, :]
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) squeeze_excite_backward_hidden(const BackwardArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED(Sum, cells, [kThreads * kVectorWidth<T>]);
+  SHARED_DYNAMIC(Sum, staged);
   const Shape& shape = a.shape;
   const int64_t width = kHiddenGradVectors * kVectorWidth<T>, first = blockIdx.x * width;
   const int64_t n = blockIdx.y;
   const GradLogits<T> grad_logits(a, n);
+  const bool is_staged = staged_length<Sum>(shape.channels);
+  if (is_staged || blockIdx.x == 0) {
+    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
+      const Sum dv = grad_logits[c];
+      if (is_staged) staged[c] = dv;
+      if (blockIdx.x == 0) a.grad_logits[n * shape.channels + c] = dv;
+    }
+  }
+  __syncthreads();
+  if (first >= shape.hidden) return;
   const Sum* const u = a.saved + n * shape.saved_columns() + shape.channels;
-  if (first < shape.hidden)
-    multiply_columns(
-        a.parameters.expand_weight + first, shape.hidden, int(shape.channels), int(min(width, shape.hidden - first)),
-        kHiddenGradVectors, grad_logits, cells, [&](int j, Sum sum) {
-          a.grad_hidden[n * shape.hidden + first + j] = sum * activation_derivative(u[first + j], shape.activation);
-        });
-  if (blockIdx.x == 0)
-    for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x)
-      a.grad_logits[n * shape.channels + c] = grad_logits[c];
+  const auto put = [&](int j, Sum sum) {
+    a.grad_hidden[n * shape.hidden + first + j] = sum * activation_derivative(u[first + j], shape.activation);
+  };
+  const T* const weight = a.parameters.expand_weight + first;
+  const int columns = int(min(width, shape.hidden - first)), channels = int(shape.channels);
+  if (is_staged) {
+    multiply_columns(weight, shape.hidden, channels, columns, kHiddenGradVectors, staged, cells, put);
+  } else {
+    multiply_columns(weight, shape.hidden, channels, columns, kHiddenGradVectors, grad_logits, cells, put);
+  }
 }
 
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz
@@ -318,19 +337,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   SHARED_DYNAMIC(Sum, shared);
   const Shape& shape = a.shape;
   Sum* const cells = shared;  // [threads * vector]
-  Sum* const scale = cells + blockDim.x * kVectorWidth<T>;
-  Sum* const shift = scale + tiles.channels + 2;
+  Sum* scale = cells + blockDim.x * kVectorWidth<T>;
+  Sum* shift = scale + tiles.channels + 2 * kVectorWidth<T>;
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
   const int64_t n = gridDim.y - 1 - blockIdx.y;
-  const Sum* const saved = a.saved + n * shape.saved_columns();
+  const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
   const Sum* const input = shape.hidden ? a.grad_hidden + n * shape.hidden : a.grad_logits + n * shape.channels;
   if (a.grad_x) {
+    // Whole vectors of columns, beyond the range at both ends where they are there: few rounds of wide loads.
+    constexpr int kW = kVectorWidth<T>;
+    const int64_t first = shape.channels % kW ? range.first : range.first / kW * kW;
+    const int64_t end = range.first + range.count, last = shape.channels % kW ? end : (end + kW - 1) / kW * kW;
     const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-    multiply_columns(weight + range.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                     int(range.count), kColumnVectors, input, cells, [&](int j, Sum sum) {
+    multiply_columns(weight + first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
+                     int(last - first), kColumnVectors, input, cells, [&](int j, Sum sum) {
                        shift[j] = sum / Sum(shape.pixels);
-                       scale[j] = saved[shape.channels + shape.hidden + range.first + j];
+                       scale[j] = gates[first + j];
                      });
+    scale += range.first - first;
+    shift += range.first - first;
   }
   const int64_t offset = n * shape.channels * shape.pixels;
   const GradMap<T> map{a.grad_y + offset,
@@ -365,11 +390,11 @@ __device__ void outer_sum(int64_t samples, const accumulate_t<T>* rows, int64_t 
     if (i < weights) {
       const Sum* const row = rows + i / column_count;
       const Sum* const column = columns + i % column_count;
-#pragma unroll 4
+#pragma unroll 8
       for (int64_t n = 0; n < samples; ++n) sum += row[n * row_pitch] * map(column[n * column_pitch]);
       weight[i] = narrow<T>(sum);
     } else {
-#pragma unroll 4
+#pragma unroll 8
       for (int64_t n = 0; n < samples; ++n) sum += rows[n * row_pitch + i - weights];
       bias[i - weights] = narrow<T>(sum);
     }

@@ -11,6 +11,7 @@ enum class Bug {
   kNoWarpBarrier,
   kGlobalOutOfBounds,
   kSharedOutOfBounds,
+  kMisalignedVector,
   kPlainAccumulate,
   kNoGridBarrier,
   kNoClusterBarrier,

@@ -30,6 +30,7 @@ BUGS = [
     ("reverse_warps", "no_warp_barrier", "tsan", RACE),
     ("gate_rows", "global_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
     ("gate_rows", "shared_out_of_bounds", "asan", "AddressSanitizer: heap-buffer-overflow"),
+    ("gate_rows", "misaligned_vector", "asan", "misaligned address"),
     ("subtract_mean", "plain_accumulate", "tsan", RACE),
     ("subtract_mean", "no_grid_barrier", "plain", WRONG),
     ("subtract_mean", "no_grid_barrier", "tsan", RACE),

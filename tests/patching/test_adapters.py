@@ -155,7 +155,7 @@ def test_a_forward_without_source_is_left_alone(monkeypatch):
     assert not attnkernels.patch(SEModule(16)).replaced
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", sorted(n for n in ADAPTERS if n.startswith(("timm.", "torchvision."))))
 def test_installed_libraries_are_recognised(name):
     module, _, cls = name.rpartition(".")
     adapter, obstacle = find_adapter(getattr(importlib.import_module(module), cls), ADAPTERS)

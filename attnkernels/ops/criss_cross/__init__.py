@@ -32,7 +32,7 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
     """
     query, key = _autocast(query, key)
     _validate_affinity(query, key)
-    wall = backends.resolve(_AFFINITY, query, backend)
+    wall = backends.resolve(_AFFINITY, query, backend, _on_gpu(query))
     if wall == "reference":
         return reference.criss_cross_affinity(query, key)
     if needs_grad(query, key):
@@ -57,7 +57,7 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
     """
     affinity, value = _autocast(affinity, value)
     _validate_aggregate(affinity, value)
-    wall = backends.resolve(_AGGREGATE, value, backend)
+    wall = backends.resolve(_AGGREGATE, value, backend, _on_gpu(value))
     if wall == "reference":
         return reference.criss_cross_aggregate(affinity, value)
     if needs_grad(affinity, value):
@@ -88,7 +88,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
     """
     query, key, value = _autocast(query, key, value)
     _validate_attention(query, key, value)
-    wall = backends.resolve(_ATTENTION, value, backend)
+    wall = backends.resolve(_ATTENTION, value, backend, _on_gpu(value))
     if wall == "reference":
         return reference.criss_cross_attention(query, key, value)
     if needs_grad(query, key, value):
@@ -141,8 +141,14 @@ def _validate_attention(query, key, value):
     _checks.shape(_ATTENTION, "value", value, (query.shape[0], channels, *query.shape[2:]))
 
 
+def _on_gpu(x: Tensor) -> tuple[str, ...]:
+    """On an H100, 97 x 97, 64 and 512 channels, channels_last, forward: bfloat16 54 us by Triton, 77 by CUDA C++;
+    float32, outside the tensor cores, 1179 and 228."""
+    return ("triton", "cuda") if x.dtype.itemsize == 2 else ("cuda", "triton")
+
+
 def _best(x: Tensor) -> tuple[Tensor, str, str]:
-    wall = backends.best_wall(x.device)
+    wall = backends.best_wall(x.device, _on_gpu(x))
     return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
 
 

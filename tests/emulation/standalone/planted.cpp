@@ -39,9 +39,11 @@ void expect_success(cudaError_t error) {
 
 template <class T, int kVector, Bug bug>
 void gate(int rows, int pixels, double tolerance) {
-  const std::vector<T> x = numbers<T>(size_t(rows) * pixels);
-  std::vector<T> y(x.size());
-  expect_success(launch({dim3(rows), dim3(256), pixels * sizeof(float)}, planted::gate_rows<T, kVector, bug>, x.data(),
+  constexpr int kOffset = bug == Bug::kMisalignedVector;
+  const std::vector<T> all = numbers<T>(size_t(rows) * pixels + kOffset);
+  const T* const x = all.data() + kOffset;
+  std::vector<T> y(all.size() - kOffset);
+  expect_success(launch({dim3(rows), dim3(256), pixels * sizeof(float)}, planted::gate_rows<T, kVector, bug>, x,
                         y.data(), pixels));
   for (int row = 0; row < rows; ++row) {
     double sum = 0;
@@ -124,6 +126,8 @@ int run(const std::string& kernel, const std::string& bug) {
     gate<float, 4, Bug::kNoBlockBarrier>(3, 1024, 1e-5);
   } else if (name == "gate_rows global_out_of_bounds") {
     gate<float, 4, Bug::kGlobalOutOfBounds>(3, 1000, 1e-5);
+  } else if (name == "gate_rows misaligned_vector") {
+    gate<float, 4, Bug::kMisalignedVector>(3, 1000, 1e-5);
   } else if (name == "gate_rows shared_out_of_bounds") {
     gate<float, 4, Bug::kSharedOutOfBounds>(3, 1000, 1e-5);
   } else if (name == "subtract_last none") {

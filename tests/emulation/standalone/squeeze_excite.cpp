@@ -58,10 +58,10 @@ struct Path {
 
 // Small devices: a few blocks of few threads take every branch.
 constexpr Path kPaths[] = {
-    {"two passes", {80, 4, 1 << 24, 64 << 10, 64, 64}},
-    {"two passes in waves", {80, 1, 4 << 10, 64 << 10, 64, 64}},
-    {"two passes split", {80, 64, 1 << 24, 64 << 10, 64, 64}},
-    {"single pass", {90, 4, 1 << 24, 200 << 10, 64, 64}},
+    {"two passes", {80, 4, 1 << 24, 64 << 10, 64 << 10, 1000, 64, 64}},
+    {"two passes in waves", {80, 1, 4 << 10, 64 << 10, 64 << 10, 1, 64, 64}},
+    {"two passes split", {80, 64, 1 << 24, 64 << 10, 64 << 10, 1000, 64, 64}},
+    {"single pass", {90, 4, 1 << 24, 200 << 10, 400 << 10, 1000, 64, 64}},
 };
 
 void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want,

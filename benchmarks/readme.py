@@ -1,0 +1,97 @@
+"""`python -m benchmarks readme`: writes the README's tables from the committed result files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from . import report
+from .report import Document
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _place(document: Document, file: Path) -> str:
+    place = document["environment"]
+    threads = "" if document["environment"].get("driver") else f", {place['threads']} thread"
+    commit = str(place.get("commit", ""))[:10]
+    link = f"[{file.name}](benchmarks/results/{file.name})"
+    return f"{place['device']}{threads}, torch {place['versions']['torch']}; {link}, {commit}"
+
+
+def _table(header: list[str], lines: list[list[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)]
+
+
+def _ratio(row: Document, name: str) -> str:
+    found = row["ratios"].get(name)
+    return f"{found['median']:.2f}x" if found else ""
+
+
+def demo(document: Document, file: Path) -> list[str]:
+    """One line per model and setting: times, speed-up and spread, largest output difference."""
+    lines = []
+    for row in document["rows"]:
+        if "patched" not in row.get("median", {}):
+            continue
+        ratio = row["ratios"]["eager / patched"]
+        lines.append(
+            [
+                f"{row['model']}, batch {row['batch']}, {row['layout']}",
+                *(f"{row['median'][name] * 1e3:.1f}" for name in ("eager", "patched")),
+                f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})",
+                f"{row['from_eager']['patched']:.0e}",
+            ]
+        )
+    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (spread)", "output difference"]
+    return [*_table(header, lines), "", _place(document, file)]
+
+
+def micro(document: Document, file: Path) -> list[str]:
+    """One line per op, shape, dtype and layout: speed-ups over eager and compiled PyTorch, forward and training."""
+    found: dict[tuple, dict[str, Document]] = {}
+    for row in document["rows"]:
+        if "red" not in row and row["mode"] in ("cpu", "warm") and row["variant"] == "plain":
+            key = (row["op"], row["shape"], row["dtype"], row["layout"])
+            found.setdefault(key, {})[row["direction"]] = row
+    lines = []
+    for (op, shape, dtype, layout), rows in found.items():
+        forward, training = rows.get("forward"), rows.get("training")
+        if not forward or not training:
+            continue
+        lines.append(
+            [
+                f"{op} {shape} {dtype} {layout}",
+                f"{forward['median']['ours'] * 1e6:.0f}",
+                *(_ratio(row, other) for row in (forward, training) for other in ("eager", "compile")),
+            ]
+        )
+    header = ["", "forward us", "over eager", "over compile", "training over eager", "over compile"]
+    return [*_table(header, lines), "", _place(document, file)]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
+    "demo": ("cpu-demo.json", demo),
+    "cpu": ("cpu-micro.json", micro),
+    "gpu": ("h100-micro.json", micro),
+}
+
+
+def write(text: str) -> str:
+    """The README with each section between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, (file, make) in SECTIONS.items():
+        path = RESULTS / file
+        if path.exists():
+            body = "\n".join(make(report.load(path), path))
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+            text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def run(arguments) -> int:
+    readme = ROOT / "README.md"
+    readme.write_text(write(readme.read_text()))
+    return 0

@@ -1,0 +1,233 @@
+// The CUDA wall of criss_cross in torch: checks, layouts, allocation, stream. Built with ATTNKERNELS_EMULATED it takes
+// CPU tensors and runs the same kernels on the host.
+#include <tuple>
+#include <utility>
+
+#include "criss_cross/criss_cross_binding.h"
+#include "criss_cross/criss_cross_launch.h"
+
+namespace attnkernels::criss_cross {
+namespace {
+
+DataType data_type(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DataType::kFloat;
+    case ScalarType::Double:
+      return DataType::kDouble;
+    case ScalarType::Half:
+      return DataType::kHalf;
+    case ScalarType::BFloat16:
+      return DataType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "criss_cross: expected float32, float64, float16 or bfloat16");
+  }
+}
+
+void check_device(const char* op, const Tensor& x) {
+#ifdef ATTNKERNELS_EMULATED
+  STD_TORCH_CHECK(x.is_cpu(), op, ": expected CPU tensors");
+#else
+  STD_TORCH_CHECK(x.is_cuda(), op, ": expected CUDA tensors");
+#endif
+}
+
+void check(const char* op, const Result& result) {
+  STD_TORCH_CHECK(!result.error, op, ": ", result.kernel, ": ", result.error);
+}
+
+#ifdef ATTNKERNELS_EMULATED
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+void* current_stream(const Tensor&) { return nullptr; }
+#else
+using torch::stable::accelerator::DeviceGuard;
+void* current_stream(const Tensor& x) {
+  void* stream = nullptr;
+  check_call(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream), "aoti_torch_get_current_cuda_stream");
+  return stream;
+}
+#endif
+
+// The kernels read and write channels_last maps.
+Tensor dense_map(const Tensor& x) { return criss_cross::dense_map(x, true); }
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Whether a result is summed over the passes, or each pass writes elements of its own.
+enum class Sums { kPartial, kNone };
+
+// A result of a call: computed channels_last, and copied in the end where the call's maps are contiguous.
+class Map {
+ public:
+  Map(Sizes sizes, const Tensor& like, const Shape& shape, Sums sums, bool wanted = true)
+      : wanted_(wanted),
+        copied_(wanted && !shape.channels_last && sizes[1] > 1 && shape.samples && shape.pixels() > 1),
+        map_(wanted ? allocate_map(sizes, like, shape.channels_last || copied_)
+                    : allocate({0}, like.scalar_type(), like)) {
+    if (wanted && sums == Sums::kPartial && needs_partial(data_type(like), shape))
+      partial_ = allocate({map_.numel()}, ScalarType::Float, like);
+  }
+
+  void* data() const { return wanted_ ? map_.mutable_data_ptr() : nullptr; }
+  void* partial() const { return partial_ ? partial_->mutable_data_ptr() : nullptr; }
+  Tensor result() const { return copied_ ? torch::stable::contiguous(map_) : map_; }
+
+ private:
+  bool wanted_, copied_;
+  Tensor map_;
+  std::optional<Tensor> partial_;
+};
+
+std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+  constexpr const char* op = "criss_cross_attention";
+  const Shape shape = attention_shape(op, query, key, value);
+  check_device(op, value);
+  const DeviceGuard guard(value.get_device_index());
+  const Tensor last_query = dense_map(query), last_key = dense_map(key), last_value = dense_map(value);
+  const ScalarType sum = accumulation_dtype(value.scalar_type());
+  const Map out(value.sizes(), value, shape, Sums::kPartial);
+  const Tensor log_sum_exp = allocate(pixel_sizes(value), sum, value);
+  const Tensor statistics = allocate({forward_statistics(shape)}, sum, value);
+  check(op, criss_cross::attention(data_type(value),
+                                   {.shape = shape,
+                                    .query = last_query.const_data_ptr(),
+                                    .key = last_key.const_data_ptr(),
+                                    .value = last_value.const_data_ptr(),
+                                    .out = out.data(),
+                                    .partial_out = out.partial(),
+                                    .log_sum_exp = log_sum_exp.mutable_data_ptr(),
+                                    .sum = statistics.mutable_data_ptr()},
+                                   current_stream(value)));
+  return {out.result(), log_sum_exp};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                                      const Tensor& value, const Tensor& out, const Tensor& log_sum_exp,
+                                                      int64_t needs) {
+  constexpr const char* op = "criss_cross_attention_backward";
+  const Shape shape = attention_shape(op, query, key, value);
+  check_device(op, value);
+  check_map(op, "grad_out", grad_out, value, shape.value_channels);
+  check_map(op, "out", out, value, shape.value_channels);
+  STD_TORCH_CHECK(log_sum_exp.numel() == shape.samples * shape.pixels() && log_sum_exp.device() == value.device() &&
+                      log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
+                  op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
+  const DeviceGuard guard(value.get_device_index());
+  const Tensor last_query = dense_map(query), last_key = dense_map(key), last_value = dense_map(value),
+               last_out = dense_map(out), last_grad = dense_map(grad_out),
+               statistics = attnkernels::contiguous(log_sum_exp),
+               delta = allocate(statistics.sizes(), statistics.scalar_type(), value);
+  const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
+      grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey),
+      grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
+  check(op, criss_cross::attention_backward(data_type(value),
+                                            {.shape = shape,
+                                             .grad_out = last_grad.const_data_ptr(),
+                                             .query = last_query.const_data_ptr(),
+                                             .key = last_key.const_data_ptr(),
+                                             .value = last_value.const_data_ptr(),
+                                             .out = last_out.const_data_ptr(),
+                                             .log_sum_exp = statistics.const_data_ptr(),
+                                             .delta = delta.mutable_data_ptr(),
+                                             .grad_query = grad_query.data(),
+                                             .grad_key = grad_key.data(),
+                                             .grad_value = grad_value.data(),
+                                             .partial_grad_query = grad_query.partial(),
+                                             .partial_grad_key = grad_key.partial(),
+                                             .partial_grad_value = grad_value.partial()},
+                                            current_stream(value)));
+  return {grad_query.result(), grad_key.result(), grad_value.result()};
+}
+
+Tensor affinity(const Tensor& query, const Tensor& key) {
+  constexpr const char* op = "criss_cross_affinity";
+  const Shape shape = affinity_shape(op, query, key);
+  check_device(op, query);
+  const DeviceGuard guard(query.get_device_index());
+  const Tensor last_query = dense_map(query), last_key = dense_map(key);
+  const int64_t sizes[] = {shape.samples, shape.affinity_channels(), shape.height, shape.width};
+  const Map result(sizes, query, shape, Sums::kNone);
+  check(op, criss_cross::affinity(data_type(query),
+                                  {.shape = shape,
+                                   .query = last_query.const_data_ptr(),
+                                   .key = last_key.const_data_ptr(),
+                                   .affinity = result.data()},
+                                  current_stream(query)));
+  return result.result();
+}
+
+std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const Tensor& query, const Tensor& key,
+                                             int64_t needs) {
+  constexpr const char* op = "criss_cross_affinity_backward";
+  const Shape shape = affinity_shape(op, query, key);
+  check_device(op, query);
+  check_map(op, "grad_affinity", grad_affinity, query, shape.affinity_channels());
+  const DeviceGuard guard(query.get_device_index());
+  const Tensor last_grad = dense_map(grad_affinity), last_query = dense_map(query), last_key = dense_map(key);
+  const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
+      grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey);
+  check(op, criss_cross::affinity_backward(data_type(query),
+                                           {.shape = shape,
+                                            .grad_affinity = last_grad.const_data_ptr(),
+                                            .query = last_query.const_data_ptr(),
+                                            .key = last_key.const_data_ptr(),
+                                            .grad_query = grad_query.data(),
+                                            .grad_key = grad_key.data(),
+                                            .partial_grad_query = grad_query.partial(),
+                                            .partial_grad_key = grad_key.partial()},
+                                           current_stream(query)));
+  return {grad_query.result(), grad_key.result()};
+}
+
+Tensor aggregate(const Tensor& affinity, const Tensor& value) {
+  constexpr const char* op = "criss_cross_aggregate";
+  const Shape shape = aggregate_shape(op, affinity, value);
+  check_device(op, value);
+  const DeviceGuard guard(value.get_device_index());
+  const Tensor last_affinity = dense_map(affinity), last_value = dense_map(value);
+  const Map out(value.sizes(), value, shape, Sums::kPartial);
+  check(op, criss_cross::aggregate(data_type(value),
+                                   {.shape = shape,
+                                    .affinity = last_affinity.const_data_ptr(),
+                                    .value = last_value.const_data_ptr(),
+                                    .out = out.data(),
+                                    .partial_out = out.partial()},
+                                   current_stream(value)));
+  return out.result();
+}
+
+std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tensor& affinity, const Tensor& value,
+                                              int64_t needs) {
+  constexpr const char* op = "criss_cross_aggregate_backward";
+  const Shape shape = aggregate_shape(op, affinity, value);
+  check_device(op, value);
+  check_map(op, "grad_out", grad_out, value, shape.value_channels);
+  const DeviceGuard guard(value.get_device_index());
+  const Tensor last_grad = dense_map(grad_out), last_affinity = dense_map(affinity), last_value = dense_map(value);
+  const Map grad_affinity(affinity.sizes(), affinity, shape, Sums::kNone, needs & kNeedsAffinity),
+      grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
+  check(op, criss_cross::aggregate_backward(data_type(value),
+                                            {.shape = shape,
+                                             .grad_out = last_grad.const_data_ptr(),
+                                             .affinity = last_affinity.const_data_ptr(),
+                                             .value = last_value.const_data_ptr(),
+                                             .grad_affinity = grad_affinity.data(),
+                                             .grad_value = grad_value.data(),
+                                             .partial_grad_value = grad_value.partial()},
+                                            current_stream(value)));
+  return {grad_affinity.result(), grad_value.result()};
+}
+
+ATTNKERNELS_CUDA_LIBRARY_IMPL(m) {
+  m.impl("criss_cross_attention", TORCH_BOX(&attention));
+  m.impl("criss_cross_attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("criss_cross_affinity", TORCH_BOX(&affinity));
+  m.impl("criss_cross_affinity_backward", TORCH_BOX(&affinity_backward));
+  m.impl("criss_cross_aggregate", TORCH_BOX(&aggregate));
+  m.impl("criss_cross_aggregate_backward", TORCH_BOX(&aggregate_backward));
+}
+
+}  // namespace
+}  // namespace attnkernels::criss_cross

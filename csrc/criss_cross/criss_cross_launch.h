@@ -1,0 +1,39 @@
+// The CUDA launchers of criss_cross, on pointers; no CUDA and no torch header.
+//
+// Maps are channels_last, `shape.channels_last` being ignored, and void stands for the type of DataType; accumulators
+// are double for double and float for the others. Partial sums are held in the result itself for float and double, and
+// their pointers ignored. All launches are on a stream (a cudaStream_t); results without elements launch nothing.
+#pragma once
+#include "criss_cross/criss_cross.h"
+
+namespace attnkernels::criss_cross {
+
+enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
+
+struct Result {
+  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
+  const char* error = nullptr;
+};
+
+// The passes over a map: see Axis.
+inline int count_passes(const Shape& shape) { return 1 + (shape.depth > 1) + (shape.height > 1); }
+
+// Whether a result of 16-bit type needs a workspace for its partial sums.
+inline bool needs_partial(DataType type, const Shape& shape) {
+  return count_passes(shape) > 1 && (type == DataType::kHalf || type == DataType::kBFloat16);
+}
+
+// Accumulators in the workspace `sum` of the forward: two statistics [N, P] from a pass to the next, which reads them
+// while the following are written.
+inline int64_t forward_statistics(const Shape& shape) {
+  return (count_passes(shape) - 1) * 2 * shape.samples * shape.pixels();
+}
+
+Result attention(DataType type, const AttentionForward<void, void>& arguments, void* stream);
+Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, void* stream);
+Result affinity(DataType type, const Affinity<void>& arguments, void* stream);
+Result affinity_backward(DataType type, const AffinityBackward<void, void>& arguments, void* stream);
+Result aggregate(DataType type, const Aggregate<void, void>& arguments, void* stream);
+Result aggregate_backward(DataType type, const AggregateBackward<void, void>& arguments, void* stream);
+
+}  // namespace attnkernels::criss_cross

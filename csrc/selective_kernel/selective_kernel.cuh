@@ -1,0 +1,350 @@
+// The CUDA kernels of selective_kernel; the symbols are those of attnkernels/ops/selective_kernel/reference.py.
+// Branches are taken two by two, so that registers need not hold all of them. Grids are (samples * channel tiles *
+// splits).
+#pragma once
+#include "common/pointwise.cuh"
+#include "selective_kernel/selective_kernel_walk.cuh"
+
+namespace attnkernels::selective_kernel {
+
+template <class T>
+struct PoolArguments {
+  Branches<const T> branches;
+  T* pooled;
+  accumulate_t<T>* partial;  // [N, splits, C], where splits > 1
+  Shape shape;
+  Tiles tiles;
+};
+
+template <class T>
+struct SelectArguments {
+  Branches<const T> branches;
+  const T* logits;
+  accumulate_t<T>* weights;
+  Rows<T> y;
+  Shape shape;
+  Tiles tiles;
+};
+
+template <class T>
+struct GradLogitsArguments {
+  Rows<const T> grad_y;
+  Branches<const T> branches;
+  const accumulate_t<T>* weights;
+  T* grad_logits;
+  accumulate_t<T>* partial;  // [N, splits, M, C], where splits > 1
+  Shape shape;
+  Tiles tiles;
+};
+
+template <class T>
+struct GradBranchesArguments {
+  Rows<const T> grad_y;
+  const accumulate_t<T>* weights;
+  const T* grad_pooled;  // or null
+  Branches<T> grads;     // data null: not needed
+  Shape shape;
+  Tiles tiles;
+};
+
+// A thread's elements of two branches, or of one.
+template <class T, bool kChannelsLast>
+struct Pair {
+  Line<const T, kChannelsLast> line[2];
+  bool two;
+
+  __device__ __forceinline__ Pair(const Branches<const T>& branches, int count, int m, const Place& place) {
+    two = m + 1 < count;
+    line[0] = line_of<kChannelsLast>(branches.branch[m], place);
+    line[1] = line_of<kChannelsLast>(branches.branch[two ? m + 1 : m], place);
+  }
+
+  template <int kW>
+  struct Loaded {
+    Vector<T, kW> value[2];
+  };
+  template <int kW>
+  __device__ __forceinline__ Loaded<kW> fetch(int i) const {
+    Loaded<kW> loaded{};
+    loaded.value[0] = load<kW>(line[0].at(i));
+    if (two) loaded.value[1] = load<kW>(line[1].at(i));
+    return loaded;
+  }
+};
+
+// to = `width` values (1, or all), widened; their address is aligned as vectors are
+template <class T, int kN>
+__device__ __forceinline__ void load_values(const T* from, int width, accumulate_t<T> (&to)[kN]) {
+  if constexpr (kN > 1) {
+    constexpr int kW = kN < kVectorWidth<T> ? kN : kVectorWidth<T>;
+    if (width > 1) {
+#pragma unroll
+      for (int k = 0; k < kN; k += kW) {
+        const Vector<T, kW> loaded = load<kW>(from + k);
+#pragma unroll
+        for (int j = 0; j < kW; ++j) to[k + j] = loaded.get(j);
+      }
+      return;
+    }
+  }
+  to[0] = widen(*from);
+}
+
+// s[n, c] = sum_p sum_m U_m[n, c, p] / P, or the sums of each split into partial[n, split, c]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_constant__ PoolArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
+  SHARED(Sum, cells, [kThreads * kSums]);
+  const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
+  Sum sums[kSums] = {};
+  for (int m = 0; place.active && m < a.shape.branches; m += 2) {
+    const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+    walk<T, kChannelsLast>(place, a.tiles, x.line[0].data, [&](auto width, int first, int last, int step, auto at) {
+      constexpr int kW = decltype(width)::value;
+      strided<kInFlight>(
+          first, last, step, [&](int i) { return x.template fetch<kW>(at(i)); },
+          [&](int, const auto& loaded) {
+            Sum values[kW];
+#pragma unroll
+            for (int k = 0; k < kW; ++k) {
+              values[k] = loaded.value[0].get(k);
+              if (x.two) values[k] += loaded.value[1].get(k);
+            }
+            add_values<kChannelsLast>(sums, values);
+          });
+    });
+  }
+  sum_threads<kChannelsLast>(sums, place, a.tiles, cells, [&](int channel, Sum sum) {
+    if (a.tiles.splits == 1) {
+      a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / Sum(a.shape.pixels));
+    } else {
+      const int64_t row = place.sample * a.tiles.splits + place.split;
+      a.partial[row * a.shape.channels + place.channel + channel] = sum;
+    }
+  });
+}
+
+// s[n, c] = sum_split partial[n, split, c] / P                  grid (samples * tiles of kFinishChannels channels)
+template <class T>
+__global__ void __launch_bounds__(kThreads) selective_kernel_pool_finish(const __grid_constant__ PoolArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  SHARED(Sum, cells, [kThreads]);
+  const int64_t channels = a.shape.channels;
+  const unsigned tiles = unsigned(ceil_div(channels, kFinishChannels));
+  const int64_t sample = blockIdx.x / tiles, first = int64_t(blockIdx.x % tiles) * kFinishChannels;
+  sum_splits(a.partial + sample * a.tiles.splits * channels + first, a.tiles.splits, channels,
+             int(min(channels - first, int64_t(kFinishChannels))), cells, [&](int channel, Sum sum) {
+               a.pooled[sample * channels + first + channel] = narrow<T>(sum / Sum(a.shape.pixels));
+             });
+}
+
+// weights[m, channel] = softmax_m logits[n, m, channel] for the tile's channels, saved by the first split's block
+template <class T>
+__device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const Place& place,
+                                             accumulate_t<T>* weights) {
+  using Sum = accumulate_t<T>;
+  const int branches = a.shape.branches;
+  for (int channel = threadIdx.x; channel < place.channels; channel += kThreads) {
+    const int64_t row = place.sample * branches * a.shape.channels + place.channel + channel;
+    Sum largest = widen(a.logits[row]), total = 0;
+    for (int m = 0; m < branches; ++m) {
+      const Sum logit = widen(a.logits[row + m * a.shape.channels]);
+      weights[m * place.channels + channel] = logit;
+      if (logit > largest) largest = logit;  // a NaN makes the total a NaN
+    }
+    for (int m = 0; m < branches; ++m) {
+      Sum& weight = weights[m * place.channels + channel];
+      weight = exponential(weight - largest);
+      total += weight;
+    }
+    for (int m = 0; m < branches; ++m) {
+      Sum& weight = weights[m * place.channels + channel];
+      weight /= total;
+      if (place.split == 0) a.weights[row + m * a.shape.channels] = weight;
+    }
+  }
+  __syncthreads();
+}
+
+// a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, weights);  // [M, channels of the tile]
+  const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, true);
+  tile_weights(a, place, weights);
+  if (!place.active) return;
+  const Line<T, kChannelsLast> y = line_of<kChannelsLast>(a.y, place);
+  const Sum* const weight = weights + first_channel<kChannelsLast>(place);
+  walk<T, kChannelsLast>(place, a.tiles, y.data, [&](auto width, int first, int last, int step, auto at) {
+    constexpr int kW = decltype(width)::value, kWeights = kChannelsLast ? kW : 1;
+    for (int i = first; i < last; i += kInFlight * step) {
+      Sum values[kInFlight][kW] = {};
+      for (int m = 0; m < a.shape.branches; m += 2) {
+        const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+        typename Pair<T, kChannelsLast>::template Loaded<kW> loaded[kInFlight];
+#pragma unroll
+        for (int k = 0; k < kInFlight; ++k)
+          if (i + k * step < last) loaded[k] = x.template fetch<kW>(at(i + k * step));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (half == 1 && !x.two) continue;
+          Sum scale[kWeights];
+          load_values(weight + (m + half) * place.channels, kWeights, scale);
+#pragma unroll
+          for (int k = 0; k < kInFlight; ++k)
+            if (i + k * step < last) {
+#pragma unroll
+              for (int j = 0; j < kW; ++j) values[k][j] += loaded[k].value[half].get(j) * scale[kChannelsLast ? j : 0];
+            }
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k)
+        if (i + k * step < last) {
+          Vector<T, kW> result;
+          result.set(values[k]);
+          store(y.at(at(i + k * step)), result);
+        }
+    }
+  });
+}
+
+// dz[n, m, c] = a_m (da_m - sum_k a_k da_k) from da [M, pitch] of `count` channels, the first of them `channel`
+template <class T>
+__device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& a, int64_t sample, int64_t channel,
+                                                  int count, const accumulate_t<T>* da, int pitch) {
+  using Sum = accumulate_t<T>;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t row = sample * a.shape.branches * a.shape.channels + channel + i;
+    Sum mean = 0;
+    for (int m = 0; m < a.shape.branches; ++m) mean += a.weights[row + m * a.shape.channels] * da[m * pitch + i];
+    for (int m = 0; m < a.shape.branches; ++m) {
+      const int64_t at = row + m * a.shape.channels;
+      a.grad_logits[at] = narrow<T>(a.weights[at] * (da[m * pitch + i] - mean));
+    }
+  }
+}
+
+// da[n, m, c] = sum_p dV[n, c, p] U_m[n, c, p];  dz as above, or da of each split into partial[n, split, m, c]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads)
+    selective_kernel_grad_logits(const __grid_constant__ GradLogitsArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
+  SHARED(Sum, cells, [kThreads * kSums]);
+  SHARED_DYNAMIC(Sum, da);  // [M, channels of the tile]
+  const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
+  for (int m = 0; m < a.shape.branches; m += 2) {
+    const bool two = m + 1 < a.shape.branches;
+    Sum sums[2][kSums] = {};
+    if (place.active) {
+      const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+      const Line<const T, kChannelsLast> grad_y = line_of<kChannelsLast>(a.grad_y, place);
+      walk<T, kChannelsLast>(place, a.tiles, grad_y.data, [&](auto width, int first, int last, int step, auto at) {
+        constexpr int kW = decltype(width)::value;
+        struct Loaded {
+          Vector<T, kW> grad_y;
+          typename Pair<T, kChannelsLast>::template Loaded<kW> x;
+        };
+        strided<kInFlight>(
+            first, last, step, [&](int i) { return Loaded{load<kW>(grad_y.at(at(i))), x.template fetch<kW>(at(i))}; },
+            [&](int, const Loaded& loaded) {
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                if (half == 1 && !two) continue;
+                Sum values[kW];
+#pragma unroll
+                for (int k = 0; k < kW; ++k) values[k] = loaded.grad_y.get(k) * loaded.x.value[half].get(k);
+                add_values<kChannelsLast>(sums[half], values);
+              }
+            });
+      });
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (half == 1 && !two) continue;
+      sum_threads<kChannelsLast>(sums[half], place, a.tiles, cells,
+                                 [&](int channel, Sum sum) { da[(m + half) * place.channels + channel] = sum; });
+    }
+  }
+  if (a.tiles.splits == 1) {
+    store_grad_logits(a, place.sample, place.channel, place.channels, da, place.channels);
+    return;
+  }
+  const int64_t row = (place.sample * a.tiles.splits + place.split) * a.shape.branches;
+  for (int m = 0; m < a.shape.branches; ++m)
+    for (int i = threadIdx.x; i < place.channels; i += kThreads)
+      a.partial[(row + m) * a.shape.channels + place.channel + i] = da[m * place.channels + i];
+}
+
+// dz as above with da[n, m, c] = sum_split partial[n, split, m, c]    grid (samples * tiles of kFinishChannels
+// channels)
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    selective_kernel_grad_logits_finish(const __grid_constant__ GradLogitsArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  SHARED(Sum, cells, [kThreads]);
+  SHARED(Sum, da, [kMaxBranches * kFinishChannels]);
+  const int64_t channels = a.shape.channels, pitch = a.shape.branches * channels;
+  const unsigned tiles = unsigned(ceil_div(channels, kFinishChannels));
+  const int64_t sample = blockIdx.x / tiles, first = int64_t(blockIdx.x % tiles) * kFinishChannels;
+  const int count = int(min(channels - first, int64_t(kFinishChannels)));
+  for (int m = 0; m < a.shape.branches; ++m)
+    sum_splits(a.partial + sample * a.tiles.splits * pitch + m * channels + first, a.tiles.splits, pitch, count, cells,
+               [&](int channel, Sum sum) { da[m * kFinishChannels + channel] = sum; });
+  store_grad_logits(a, sample, first, count, da, kFinishChannels);
+}
+
+// dU_m[n, c, p] = a[n, m, c] dV[n, c, p] + ds[n, c] / P
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads)
+    selective_kernel_grad_branches(const __grid_constant__ GradBranchesArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  constexpr int kN = kChannelsOfThread<T, kChannelsLast>;
+  const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, true);
+  if (!place.active) return;
+  const Line<const T, kChannelsLast> grad_y = line_of<kChannelsLast>(a.grad_y, place);
+  const int64_t channel = place.channel + first_channel<kChannelsLast>(place);
+  Sum shift[kN] = {};
+  if (a.grad_pooled) {
+    load_values(a.grad_pooled + place.sample * a.shape.channels + channel, place.width, shift);
+#pragma unroll
+    for (int k = 0; k < kN; ++k) shift[k] /= Sum(a.shape.pixels);
+  }
+  for (int m = 0; m < a.shape.branches; m += 2) {
+    Line<T, kChannelsLast> grad[2] = {};
+    Sum scale[2][kN] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (m + half >= a.shape.branches || !a.grads.branch[m + half].data) continue;
+      grad[half] = line_of<kChannelsLast>(a.grads.branch[m + half], place);
+      load_values(a.weights + (place.sample * a.shape.branches + m + half) * a.shape.channels + channel, place.width,
+                  scale[half]);
+    }
+    if (!grad[0].data && !grad[1].data) continue;
+    walk<T, kChannelsLast>(place, a.tiles, grad_y.data, [&](auto width, int first, int last, int step, auto at) {
+      constexpr int kW = decltype(width)::value;
+      strided<kInFlight>(
+          first, last, step, [&](int i) { return load<kW>(grad_y.at(at(i))); },
+          [&](int i, const Vector<T, kW>& loaded) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              if (!grad[half].data) continue;
+              Sum values[kW];
+#pragma unroll
+              for (int k = 0; k < kW; ++k) {
+                const int at_channel = kChannelsLast ? k : 0;
+                values[k] = loaded.get(k) * scale[half][at_channel] + shift[at_channel];
+              }
+              Vector<T, kW> result;
+              result.set(values);
+              store(grad[half].at(at(i)), result);
+            }
+          });
+    });
+  }
+}
+
+}  // namespace attnkernels::selective_kernel

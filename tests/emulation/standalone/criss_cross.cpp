@@ -1,0 +1,264 @@
+// criss_cross [SEED]: runs the CUDA launchers on heap memory of exact size, small odd shapes, and compares with plain
+// loops in double. Exits with 1 and a line per wrong result; sanitizers end it by themselves.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/language.cuh"
+#include "criss_cross/criss_cross_launch.h"
+#include "emulation/device.h"
+
+namespace cc = attnkernels::criss_cross;
+using cc::DataType;
+using Numbers = std::vector<double>;
+
+namespace {
+
+int failures = 0;
+
+double to_double(float value) { return value; }
+double to_double(double value) { return value; }
+double to_double(__half value) { return __half2float(value); }
+double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
+void assign(float& to, double value) { to = float(value); }
+void assign(double& to, double value) { to = value; }
+void assign(__half& to, double value) { to = __float2half(float(value)); }
+void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
+
+// Heap memory of exact size, which AddressSanitizer guards, its first element `offset` elements past an aligned one.
+template <class T>
+struct Buffer {
+  std::unique_ptr<T[]> memory;
+  int64_t count, offset;
+  explicit Buffer(int64_t n, int64_t past = 0) : memory(n ? new T[n + past] : nullptr), count(n), offset(past) {
+    for (int64_t i = 0; i < n; ++i) assign(memory[past + i], NAN);
+  }
+  T* data() { return memory ? memory.get() + offset : nullptr; }
+  Numbers doubles() {
+    Numbers result(count);
+    for (int64_t i = 0; i < count; ++i) result[i] = to_double(data()[i]);
+    return result;
+  }
+};
+
+struct Case {
+  int64_t samples, query_channels, value_channels, depth, height, width;
+  int64_t offset = 0;  // of the inputs, in elements past an aligned address
+};
+
+double largest(const Numbers& values) {
+  double result = 0;
+  for (double value : values) result = std::max(result, std::fabs(value));
+  return result;
+}
+
+// `terms`: the size of what is summed, where that is more than the sums.
+void compare(const std::string& what, const Numbers& got, const Numbers& want, double tolerance, double terms) {
+  const double scale = std::max({largest(want), terms, 1e-30});
+  double worst = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(got[i] - want[i]) / scale;
+    worst = error <= worst ? worst : error;  // a NaN is the worst
+  }
+  if (got.size() == want.size() && worst <= tolerance) return;
+  std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst, tolerance);
+  ++failures;
+}
+
+// visit(query, key, entry) for every pair of pixels of a sample; in volumes the entry means nothing.
+template <class Visit>
+void for_each_pair(const cc::Shape& shape, Visit visit) {
+  const int64_t H = shape.height, W = shape.width, plane = H * W;
+  for (int64_t p = 0; p < shape.pixels(); ++p) {
+    const int64_t d = p / plane, h = p / W % H, w = p % W;
+    for (int64_t j = 0; j < W; ++j) visit(p, p - w + j, j);
+    for (int64_t i = 0; i < H; ++i)
+      if (i != h) visit(p, p + (i - h) * W, W + i - (i > h));
+    for (int64_t i = 0; i < shape.depth; ++i)
+      if (i != d) visit(p, p + (i - d) * plane, -1);
+  }
+}
+
+// A map [P, channels] of one sample.
+struct Map {
+  const double* data;
+  int64_t channels;
+  double dot(int64_t pixel, const Map& other, int64_t other_pixel) const {
+    double sum = 0;
+    for (int64_t c = 0; c < channels; ++c) sum += data[pixel * channels + c] * other.data[other_pixel * channels + c];
+    return sum;
+  }
+};
+
+void add(double* to, int64_t pixel, double weight, const Map& map, int64_t map_pixel) {
+  for (int64_t c = 0; c < map.channels; ++c)
+    to[pixel * map.channels + c] += weight * map.data[map_pixel * map.channels + c];
+}
+
+struct Attention {
+  Numbers out, log_sum_exp, grad_query, grad_key, grad_value;
+};
+
+// The formulas of attnkernels/ops/criss_cross/reference.py.
+Attention attention(const cc::Shape& shape, const Numbers& query, const Numbers& key, const Numbers& value,
+                    const Numbers& grad_out) {
+  const int64_t P = shape.pixels(), Q = shape.query_channels, C = shape.value_channels;
+  Attention result{Numbers(value.size()), Numbers(shape.samples * P), Numbers(query.size()), Numbers(key.size()),
+                   Numbers(value.size())};
+  for (int64_t n = 0; n < shape.samples; ++n) {
+    const Map q{query.data() + n * P * Q, Q}, k{key.data() + n * P * Q, Q}, v{value.data() + n * P * C, C},
+        g{grad_out.data() + n * P * C, C}, o{result.out.data() + n * P * C, C};
+    double* const statistics = result.log_sum_exp.data() + n * P;
+    for_each_pair(shape, [&](int64_t i, int64_t j, int64_t) { statistics[i] += std::exp(q.dot(i, k, j)); });
+    for (int64_t p = 0; p < P; ++p) statistics[p] = std::log(statistics[p]);
+    const auto probability = [&](int64_t i, int64_t j) { return std::exp(q.dot(i, k, j) - statistics[i]); };
+    for_each_pair(shape, [&](int64_t i, int64_t j, int64_t) {
+      add(result.out.data() + n * P * C, i, probability(i, j), v, j);
+      add(result.grad_value.data() + n * P * C, j, probability(i, j), g, i);
+    });
+    for_each_pair(shape, [&](int64_t i, int64_t j, int64_t) {
+      const double grad_energy = probability(i, j) * (g.dot(i, v, j) - g.dot(i, o, i));
+      add(result.grad_query.data() + n * P * Q, i, grad_energy, k, j);
+      add(result.grad_key.data() + n * P * Q, j, grad_energy, q, i);
+    });
+  }
+  return result;
+}
+
+template <class T>
+struct Checker {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  Case c;
+  DataType type;
+  double tolerance;
+  std::mt19937 generator;
+  cc::Shape shape{c.samples, c.query_channels, c.value_channels, c.depth, c.height, c.width, true};
+  int64_t count = c.samples * shape.pixels();
+  std::string name = "type " + std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
+                     std::to_string(c.query_channels) + " " + std::to_string(c.value_channels) + " size " +
+                     std::to_string(c.depth) + " " + std::to_string(c.height) + " " + std::to_string(c.width) + ": ";
+
+  Buffer<T> random(int64_t channels, double scale = 1) {
+    std::normal_distribution<double> normal;
+    Buffer<T> buffer(count * channels, c.offset);
+    for (int64_t i = 0; i < buffer.count; ++i) assign(buffer.data()[i], scale * normal(generator));
+    return buffer;
+  }
+  Buffer<Sum> partial(int64_t channels) { return Buffer<Sum>(cc::needs_partial(type, shape) ? count * channels : 0); }
+
+  void run(const char* what, const cc::Result& result) {
+    if (!result.error) return;
+    std::printf("%s%s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
+    ++failures;
+  }
+  void expect(const char* what, const Numbers& got, const Numbers& want, double allowed, double terms = 0) {
+    compare(name + what, got, want, allowed, terms);
+  }
+
+  void check_attention() {
+    const int64_t Q = c.query_channels, C = c.value_channels;
+    auto query = random(Q, 1 / std::sqrt(double(std::max<int64_t>(Q, 1)))), key = random(Q), value = random(C),
+         grad_out = random(C);
+    Buffer<T> out(count * C);
+    Buffer<Sum> log_sum_exp(count), statistics(cc::forward_statistics(shape)), partial_out = partial(C), delta(count);
+    run("attention", cc::attention(type,
+                                   {shape, query.data(), key.data(), value.data(), out.data(), partial_out.data(),
+                                    log_sum_exp.data(), statistics.data()},
+                                   nullptr));
+    const Attention want = attention(shape, query.doubles(), key.doubles(), value.doubles(), grad_out.doubles());
+    expect("out", out.doubles(), want.out, tolerance);
+    expect("log_sum_exp", log_sum_exp.doubles(), want.log_sum_exp, std::is_same_v<T, double> ? 1e-13 : 1e-5);
+    // Gradients of energies are differences of terms as large as the largest of all gradients.
+    const double terms = std::max({largest(want.grad_query), largest(want.grad_key), largest(want.grad_value)});
+    for (const int needs : {7, 1, 2, 4}) {
+      Buffer<T> grads[3] = {Buffer<T>(count * Q), Buffer<T>(count * Q), Buffer<T>(count * C)};
+      Buffer<Sum> partials[3] = {partial(Q), partial(Q), partial(C)};
+      const auto wanted = [&](int i) { return needs >> i & 1 ? grads[i].data() : nullptr; };
+      run("attention_backward",
+          cc::attention_backward(type,
+                                 {shape, grad_out.data(), query.data(), key.data(), value.data(), out.data(),
+                                  log_sum_exp.data(), delta.data(), wanted(0), wanted(1), wanted(2), partials[0].data(),
+                                  partials[1].data(), partials[2].data()},
+                                 nullptr));
+      if (needs & 1) expect("grad_query", grads[0].doubles(), want.grad_query, 2 * tolerance, terms);
+      if (needs & 2) expect("grad_key", grads[1].doubles(), want.grad_key, 2 * tolerance, terms);
+      if (needs & 4) expect("grad_value", grads[2].doubles(), want.grad_value, tolerance);
+    }
+  }
+
+  // Aggregate, and its backward, whose kernels are those of affinity with the roles exchanged.
+  void check_affinity() {
+    const int64_t C = c.value_channels, A = shape.affinity_channels(), P = shape.pixels();
+    auto a = random(C), b = random(C), weights = random(A);
+    Buffer<T> scores(count * A), applied(count * C), spread(count * C);
+    Buffer<Sum> partial_applied = partial(C), partial_spread = partial(C);
+    cc::Shape of_affinity = shape;
+    of_affinity.query_channels = C;
+    run("affinity", cc::affinity(type, {of_affinity, a.data(), b.data(), scores.data()}, nullptr));
+    run("affinity_backward", cc::affinity_backward(type,
+                                                   {of_affinity, weights.data(), a.data(), b.data(), applied.data(),
+                                                    spread.data(), partial_applied.data(), partial_spread.data()},
+                                                   nullptr));
+    Numbers want_scores(count * A), want_applied(count * C), want_spread(count * C);
+    const Numbers a64 = a.doubles(), b64 = b.doubles(), weights64 = weights.doubles();
+    for (int64_t n = 0; n < c.samples; ++n) {
+      const Map from_a{a64.data() + n * P * C, C}, from_b{b64.data() + n * P * C, C};
+      for_each_pair(shape, [&](int64_t i, int64_t j, int64_t entry) {
+        const int64_t at = (n * P + i) * A + entry;
+        want_scores[at] = from_a.dot(i, from_b, j);
+        add(want_applied.data() + n * P * C, i, weights64[at], from_b, j);
+        add(want_spread.data() + n * P * C, j, weights64[at], from_a, i);
+      });
+    }
+    expect("affinity", scores.doubles(), want_scores, tolerance);
+    expect("grad_query of affinity", applied.doubles(), want_applied, tolerance);
+    expect("grad_key of affinity", spread.doubles(), want_spread, tolerance);
+
+    Buffer<T> out(count * C), grad_affinity(count * A), grad_value(count * C);
+    run("aggregate",
+        cc::aggregate(type, {shape, weights.data(), b.data(), out.data(), partial_applied.data()}, nullptr));
+    run("aggregate_backward", cc::aggregate_backward(type,
+                                                     {shape, a.data(), weights.data(), b.data(), grad_affinity.data(),
+                                                      grad_value.data(), partial_spread.data()},
+                                                     nullptr));
+    expect("aggregate", out.doubles(), want_applied, tolerance);
+    expect("grad_affinity of aggregate", grad_affinity.doubles(), want_scores, tolerance);
+    expect("grad_value of aggregate", grad_value.doubles(), want_spread, tolerance);
+  }
+};
+
+template <class T>
+void check(const Case& c, DataType type, double tolerance, unsigned seed) {
+  Checker<T> checker{c, type, tolerance, std::mt19937(seed)};
+  checker.check_attention();
+  if (c.depth == 1 && c.height * c.width > 0) checker.check_affinity();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const unsigned seed = count > 1 ? unsigned(std::atoi(arguments[1])) : 1;
+  const std::vector<Case> cases = {
+      {2, 3, 5, 1, 4, 3},    {1, 8, 16, 1, 3, 2}, {1, 2, 3, 2, 3, 2},
+      {1, 1, 2, 1, 1, 4},    {1, 2, 1, 1, 3, 1},  {1, 16, 8, 1, 2, 3, 1},  // misaligned
+      {1, 0, 2, 1, 2, 2},                                                  // energies without a channel
+      {0, 2, 2, 1, 2, 2},    {1, 2, 2, 1, 0, 2},  {1, 2, 2, 1, 1, 67},     // two tiles of a line
+      {1, 70, 130, 1, 1, 2},                                               // two tiles of channels
+  };
+  for (const Case& c : cases) {
+    check<float>(c, DataType::kFloat, 2e-5, seed);
+    check<double>(c, DataType::kDouble, 1e-13, seed);
+    for (const int major : {7, 9}) {  // without and with tensor cores
+      attnkernels::emulation::device.major = major;
+      check<__half>(c, DataType::kHalf, 2e-3, seed);
+      check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
+    }
+  }
+  std::printf("%s\n", failures ? "wrong" : "right");
+  return failures ? 1 : 0;
+}

@@ -1,0 +1,226 @@
+// selective_kernel [SEED]: runs the CUDA launchers on heap memory of exact size, small odd shapes, both layouts,
+// aligned and not, and compares with plain loops in double. Exits with 1 and a line per wrong result; sanitizers end it
+// by themselves.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/language.cuh"
+#include "selective_kernel/selective_kernel_launch.h"
+
+namespace sk = attnkernels::selective_kernel;
+using attnkernels::DataType;
+
+namespace {
+
+int failures = 0;
+
+double to_double(float value) { return value; }
+double to_double(double value) { return value; }
+double to_double(__half value) { return __half2float(value); }
+double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
+void assign(float& to, double value) { to = float(value); }
+void assign(double& to, double value) { to = value; }
+void assign(__half& to, double value) { to = __float2half(float(value)); }
+void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
+
+// Heap memory of exact size, which AddressSanitizer guards, its first element `past` elements past an aligned one.
+template <class T>
+struct Buffer {
+  std::unique_ptr<T[]> memory;
+  int64_t count, past;
+  explicit Buffer(int64_t n, int64_t offset = 0) : memory(new T[n + offset]), count(n), past(offset) {
+    for (int64_t i = 0; i < n; ++i) assign((*this)[i], NAN);
+  }
+  T* data() { return memory.get() + past; }
+  T& operator[](int64_t i) { return memory[past + i]; }
+};
+
+struct Case {
+  int64_t samples, channels, pixels;
+  int branches;
+  bool stacked = false;  // the branches and their gradients are slices of one tensor
+  int64_t offset = 0;    // of all maps, in elements past an aligned address
+  bool unequal = false;  // grad_y and the last branch are aligned otherwise than the others
+};
+
+// A feature map [N, C, P] in the memory of `rows`.
+template <class T>
+double at(const sk::Rows<T>& rows, bool channels_last, int64_t n, int64_t c, int64_t p) {
+  return to_double(rows.row(n, channels_last ? p : c)[channels_last ? c : p]);
+}
+
+// Compares as it goes; a NaN is the worst error.
+struct Comparison {
+  std::string what;
+  double tolerance, worst = 0, scale = 1e-30;
+  void add(double got, double want) {
+    const double error = std::fabs(got - want);
+    worst = error <= worst ? worst : error;
+    scale = std::max(scale, std::fabs(want));
+  }
+  ~Comparison() {
+    if (worst <= tolerance * scale) return;
+    std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst / scale, tolerance);
+    ++failures;
+  }
+};
+
+template <class T>
+sk::Rows<const void> untyped(const sk::Rows<T>& x) {
+  return {x.data, x.sample_stride, x.row_stride};
+}
+
+template <class T>
+void check(const Case& c, bool channels_last, DataType type, double tolerance, unsigned seed) {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const int64_t N = c.samples, C = c.channels, P = c.pixels;
+  const int M = c.branches;
+  const sk::Shape shape{N, C, P, M, channels_last};
+  const std::string name = std::string(channels_last ? "NHWC" : "NCHW") + " type " + std::to_string(int(type)) + " N " +
+                           std::to_string(N) + " C " + std::to_string(C) + " P " + std::to_string(P) + " M " +
+                           std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset);
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  const auto fill = [&](auto& buffer) {
+    for (int64_t i = 0; i < buffer.count; ++i) assign(buffer[i], normal(generator));
+  };
+  const auto run = [&](const char* what, const attnkernels::Result& result) {
+    if (!result.error) return;
+    std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
+    ++failures;
+  };
+
+  // M maps in one tensor, or each in its own
+  std::vector<Buffer<T>> memory;
+  const auto maps = [&](bool unequal) {
+    std::vector<sk::Rows<T>> result;
+    if (c.stacked) {
+      memory.emplace_back(N * M * C * P, c.offset);
+      for (int m = 0; m < M; ++m)
+        result.push_back(
+            {memory.back().data() + m * (channels_last ? C : C * P), M * C * P, channels_last ? M * C : P});
+    } else {
+      for (int m = 0; m < M; ++m) {
+        memory.emplace_back(N * C * P, c.offset + (unequal && m == M - 1));
+        result.push_back({memory.back().data(), C * P, channels_last ? C : P});
+      }
+    }
+    return result;
+  };
+  const auto map = [&](int64_t offset) {
+    memory.emplace_back(N * C * P, offset);
+    return sk::Rows<T>{memory.back().data(), C * P, channels_last ? C : P};
+  };
+  memory.reserve(2 * M + 2);  // results point into it
+  const std::vector<sk::Rows<T>> x = maps(c.unequal);
+  const sk::Rows<T> grad_y = map(c.offset + c.unequal);
+  for (Buffer<T>& buffer : memory) fill(buffer);
+  const sk::Rows<T> y = map(c.offset);
+  const std::vector<sk::Rows<T>> grads = maps(false);
+  Buffer<T> logits(N * M * C), grad_pooled(N * C), pooled(N * C), grad_logits(N * M * C);
+  Buffer<Sum> weights(N * M * C);
+  fill(logits);
+  fill(grad_pooled);
+
+  sk::Branches<const void> branches{};
+  for (int m = 0; m < M; ++m) branches.branch[m] = untyped(x[m]);
+  const sk::Rows<const void> dy = untyped(grad_y);
+  {
+    const sk::Tiles tiles = sk::choose_sums(type, shape, branches, nullptr);
+    Buffer<Sum> partial(sk::partial_sums(shape, tiles, 1));
+    run("pool", sk::pool(type, shape, tiles, {branches, pooled.data(), partial.data()}, nullptr));
+  }
+  run("select",
+      sk::select(type, shape, {branches, logits.data(), weights.data(), {y.data, y.sample_stride, y.row_stride}},
+                 nullptr));
+  {
+    const sk::Tiles tiles = sk::choose_sums(type, shape, branches, &dy);
+    Buffer<Sum> partial(sk::partial_sums(shape, tiles, M));
+    run("grad_logits", sk::grad_logits(type, shape, tiles,
+                                       {dy, branches, weights.data(), grad_logits.data(), partial.data()}, nullptr));
+  }
+
+  Comparison pool{name + " pooled", tolerance}, select{name + " y", tolerance}, dz{name + " grad_logits", tolerance};
+  std::vector<double> a(N * M * C);
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t i = 0; i < C; ++i) {
+      double total = 0, mean = 0, sum = 0;
+      std::vector<double> da(M);
+      const auto coefficient = [&](int m) { return (n * M + m) * C + i; };
+      for (int m = 0; m < M; ++m) total += a[coefficient(m)] = std::exp(to_double(logits[coefficient(m)]));
+      for (int m = 0; m < M; ++m) a[coefficient(m)] /= total;
+      for (int64_t p = 0; p < P; ++p) {
+        double selected = 0;
+        for (int m = 0; m < M; ++m) {
+          const double value = at(x[m], channels_last, n, i, p);
+          sum += value;
+          selected += a[coefficient(m)] * value;
+          da[m] += at(grad_y, channels_last, n, i, p) * value;
+        }
+        select.add(at(y, channels_last, n, i, p), selected);
+      }
+      for (int m = 0; m < M; ++m) mean += a[coefficient(m)] * da[m];
+      pool.add(to_double(pooled[n * C + i]), sum / double(P));
+      for (int m = 0; m < M; ++m) dz.add(to_double(grad_logits[coefficient(m)]), a[coefficient(m)] * (da[m] - mean));
+    }
+
+  for (const bool with_pooled : {true, false}) {
+    sk::Branches<void> results{};
+    for (int m = 0; m < M; ++m)  // without the pooled term also without the first branch, where there are others
+      if (with_pooled || m || M == 1) results.branch[m] = {grads[m].data, grads[m].sample_stride, grads[m].row_stride};
+    run("grad_branches",
+        sk::grad_branches(type, shape, {dy, weights.data(), with_pooled ? grad_pooled.data() : nullptr, results},
+                          nullptr));
+    Comparison dx{name + " grad_branches", tolerance};
+    for (int m = 0; m < M; ++m)
+      for (int64_t n = 0; results.branch[m].data && n < N; ++n)
+        for (int64_t i = 0; i < C; ++i)
+          for (int64_t p = 0; p < P; ++p) {
+            const double shift = with_pooled ? to_double(grad_pooled[n * C + i]) / double(P) : 0;
+            dx.add(at(grads[m], channels_last, n, i, p),
+                   a[(n * M + m) * C + i] * at(grad_y, channels_last, n, i, p) + shift);
+          }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const unsigned seed = count > 1 ? unsigned(std::atoi(arguments[1])) : 1;
+  const std::vector<Case> cases = {
+      {2, 5, 49, 2},
+      {1, 16, 9, 3, true},
+      {1, 3, 2100, 2},         // planes split among warps
+      {1, 1, 10000, 2, true},  // planes and pixels split among blocks
+      {1, 8, 3000, 3},         // the same of vectors of pixels, with more than two branches
+      {2, 40, 16, 4, true},
+      {1, 300, 5, 2},  // more channels than a block's
+      {2, 24, 1, 8},
+      {1, 16, 61, 2, false, 1},  // rows that begin alike, off the boundary
+      {2, 16, 33, 3, false, 3, true},
+      {1, 1, 1, 1},
+  };
+  for (const Case& c : cases)
+    for (const bool channels_last : {false, true}) {
+      check<float>(c, channels_last, DataType::kFloat, 1e-5, seed);
+      check<__nv_bfloat16>(c, channels_last, DataType::kBFloat16, 5e-3, seed);
+      check<__half>(c, channels_last, DataType::kHalf, 6e-4, seed);
+      check<double>(c, channels_last, DataType::kDouble, 1e-13, seed);
+    }
+  // What is split among blocks, and vectorised, must be among the cases.
+  const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
+  for (const sk::Shape& shape : {planes, pixels}) {
+    const sk::Tiles tiles = sk::choose_tiles(shape, 4, true, sk::kMostSumBlocks);
+    if (tiles.splits > 1) continue;
+    std::printf("%s are not split\n", shape.channels_last ? "pixels" : "planes");
+    ++failures;
+  }
+  std::printf("%s\n", failures ? "wrong" : "right");
+  return failures ? 1 : 0;
+}
