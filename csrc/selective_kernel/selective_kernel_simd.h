@@ -174,9 +174,9 @@ void grad_branches(const GradBranches<T>& args, int64_t n, int64_t first, int64_
     const int64_t pixel_length = shape.branches * channels;
     map_backwards(out, first * pixel_length, last * pixel_length, channels, args.stream, piece);
   } else {
-    // Backwards in blocks, so that dy is in L1 from one branch to the next.
-    for (int64_t end = last * length; end > first * length;) {
-      const int64_t begin = end - first * length > kShared ? end - kShared : first * length;
+    // In blocks, so that dy is in L1 from one branch to the next.
+    for (int64_t begin = first * length; begin < last * length; begin += kShared) {
+      const int64_t end = last * length - begin > kShared ? begin + kShared : last * length;
       for (int m = 0; m < shape.branches; ++m) {
         if (!args.grad_branches[m]) continue;
         T* out = args.grad_branches[m] + n * args.sample_stride;
@@ -192,7 +192,6 @@ void grad_branches(const GradBranches<T>& args, int64_t n, int64_t first, int64_
           });
         }
       }
-      end = begin;
     }
   }
   if (args.stream) stream_fence();

@@ -33,7 +33,7 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
     """
     op = "pooled_sum"
     branches = _validated(op, branches)
-    wall = _wall(op, branches[0], backend)
+    wall = backends.resolve(op, branches[0], backend)
     if wall == "reference":
         return reference.pooled_sum(as_given(branches))
     if needs_grad(*branches):
@@ -59,7 +59,7 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
     op = "select_branches"
     branches = _validated(op, branches)
     logits = _validated_logits(op, branches, logits)
-    wall = _wall(op, branches[0], backend)
+    wall = backends.resolve(op, branches[0], backend)
     if wall == "reference":
         return reference.select_branches(as_given(branches), logits)
     if needs_grad(logits, *branches):
@@ -86,7 +86,7 @@ def selective_kernel(
     """
     op = "selective_kernel"
     branches = _validated(op, branches)
-    wall = _wall(op, branches[0], backend)
+    wall = backends.resolve(op, branches[0], backend)
     if wall == "reference":
         logits = _validated_logits(op, branches, attention(reference.pooled_sum(as_given(branches))))
         return reference.select_branches(as_given(branches), logits)
@@ -98,10 +98,6 @@ def selective_kernel(
     if needs_grad(logits):
         return contract.SelectBranchesFunction.apply(wall, logits, *branches)[0]
     return overload(wall, "select_branches")(listed(branches), logits)[0]
-
-
-def _wall(op: str, x: Tensor, backend: str) -> str:
-    return backends.resolve(op, x, backend)
 
 
 def _validated(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
