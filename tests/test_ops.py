@@ -164,7 +164,7 @@ def test_every_room_has_its_walls_and_cases():
         name = room.name
         for file in ("reference.py", "contract.py", "triton_impl.py"):
             assert (room / file).exists(), f"{name} lacks {file}"
-        for file in (f"{name}.cuh", f"{name}.cu", f"{name}_cuda.cpp", f"{name}_cpu.cpp"):
-            assert (csrc / name / file).exists(), f"{name} lacks csrc/{name}/{file}"
+        for pattern in (f"{name}*.cuh", f"{name}*.cu", f"{name}_cuda.cpp", f"{name}_cpu.cpp"):
+            assert list((csrc / name).glob(pattern)), f"{name} lacks csrc/{name}/{pattern}"
         assert (package / "testing" / "cases" / f"{name}.py").exists(), f"{name} lacks its cases"
     assert set(testing.CASES) == set(attnkernels.backends.OPERATORS) == set(attnkernels.ops.__all__)
