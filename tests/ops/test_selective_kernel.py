@@ -270,3 +270,20 @@ def test_backends_by_name():
     assert attnkernels.backend_of("selective_kernel", GOOD, network()[1]) == attnkernels.available_backends()[0]
     with pytest.raises(ValueError, match="pooled_sum: backend: expected one that can run here .*got 'triton'"):
         pooled_sum(GOOD, backend="triton")
+
+
+def test_under_compile_the_plain_formula_is_taken():
+    inputs, logits = branches(), torch.randn(N, 2, C, dtype=torch.float64)
+    layer, attention = network()
+    targets = []
+
+    def look(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for function, argument in ((select_branches, logits), (selective_kernel, attention)):
+        compiled = torch.compile(function, fullgraph=True, backend=look)
+        torch.testing.assert_close(compiled(inputs, argument), function(inputs, argument))
+    assert targets
+    assert not any("attnkernels" in target for target in targets)
