@@ -8,7 +8,6 @@ from tools.budgets import __main__ as budgets
 from tools.budgets import cuda, table
 
 
-
 def has_rows(source: str, room: str) -> bool:
     """Whether the committed table of a room has rows from that source."""
     wall = "triton" if source == "triton" else "cuda"
