@@ -42,6 +42,7 @@ __device__ void multiply_rows(const T* weight, int64_t pitch, int rows, int coun
     Sum sums[kRows] = {};
     const auto multiply = [&](auto width) {
       constexpr int kN = decltype(width)::value, kPart = kN < kQuarter ? kN : kQuarter;
+#pragma unroll 1  // four rows are enough in flight, and more take registers from the kernel around it
       for (int k = lane * kN; k < count; k += lanes * kN) {
         Vector<T, kN> weights[kRows] = {};
 #pragma unroll

@@ -95,14 +95,11 @@ __device__ __forceinline__ A sum_splits(const A* partial, int splits, int64_t ch
   return sum;
 }
 
-// The means of sample n in `staged` (null: too many for shared memory), added up from the splits' sums, and then saved
-// by one block.
+// The means of sample n to `staged`, added up from the splits' sums, and then saved by one block.
 template <class T>
-__device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int64_t n, accumulate_t<T>* staged,
-                                               bool save) {
+__device__ void stage_means(const ForwardArguments<T>& a, int64_t n, accumulate_t<T>* staged, bool save) {
   using Sum = accumulate_t<T>;
   Sum* const saved = a.saved + n * a.shape.saved_columns();
-  if (!staged) return saved;  // then there are no splits
   for (int64_t c = threadIdx.x; c < a.shape.channels; c += blockDim.x) {
     if (a.sum_splits == 1) {
       staged[c] = saved[c];
@@ -112,7 +109,6 @@ __device__ const accumulate_t<T>* sample_means(const ForwardArguments<T>& a, int
       if (save) saved[c] = staged[c];
     }
   }
-  return staged;
 }
 
 // activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r])      a warp for each r
@@ -128,15 +124,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int64_t first = int64_t(blockIdx.y) * samples_each;
   const int samples = int(min(int64_t(samples_each), shape.samples - first));
   const int64_t staged = staged_length<Sum>(shape.channels);
-  for (int s = 0; s < samples; ++s) sample_means(a, first + s, staged ? shared + s * staged : nullptr, blockIdx.x == 0);
+  if (staged) {  // otherwise they are too many for that: there are no splits then, and they are saved
+    for (int s = 0; s < samples; ++s) stage_means(a, first + s, shared + s * staged, blockIdx.x == 0);
+  }
   __syncthreads();
-  const Sum* const means = staged ? shared : a.saved + first * shape.saved_columns();
-  const int64_t pitch = staged ? staged : shape.saved_columns();
 
   Sum sums[kHiddenSamples] = {};
-  if (row < shape.hidden) {
+  // Shared and global memory in code of their own: nvcc 13.0 was seen to read a pointer that may be either as global.
+  const auto multiply = [&](const Sum* means, int64_t pitch) {
     const T* const weights = a.parameters.reduce_weight + row * shape.channels;
-    const auto multiply = [&](auto width) {
+    const auto walk = [&](auto width) {
       constexpr int kN = decltype(width)::value, kPart = kN < kQuarter ? kN : kQuarter;
       strided<4>(
           lane * kN, channels, 32 * kN, [&](int k) { return load<kN>(weights + k); },
@@ -154,9 +151,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
           });
     };
     if (channels % kW == 0 && misalignment(a.parameters.reduce_weight) == 0 && misalignment(means) == 0) {
-      multiply(std::integral_constant<int, kW>());
+      walk(std::integral_constant<int, kW>());
     } else {
-      multiply(std::integral_constant<int, 1>());
+      walk(std::integral_constant<int, 1>());
+    }
+  };
+  if (row < shape.hidden) {
+    if (staged) {
+      multiply(shared, staged);
+    } else {
+      multiply(a.saved + first * shape.saved_columns(), shape.saved_columns());
     }
   }
 #pragma unroll
@@ -221,35 +225,39 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
   const int64_t n = gridDim.y - 1 - blockIdx.y;
   Sum* const saved = a.saved + n * shape.saved_columns();
-  const Sum* input = a.activated + n * shape.hidden;
-  if (a.fused_hidden || !shape.hidden) {
-    input = sample_means(a, n, staged_means ? means : nullptr, blockIdx.x == 0);
+  if ((a.fused_hidden || !shape.hidden) && staged_means) {
+    stage_means(a, n, means, blockIdx.x == 0);
     __syncthreads();
   }
-  if (a.fused_hidden) {
-    multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), input,
+  if (a.fused_hidden) {  // then both layers' inputs are staged
+    multiply_rows(a.parameters.reduce_weight, shape.channels, int(shape.hidden), int(shape.channels), means,
                   [&](int r, Sum sum) {
                     const Sum u = a.parameters.reduce_bias ? sum + widen(a.parameters.reduce_bias[r]) : sum;
                     activated[r] = activate(u, shape.activation);
                     if (blockIdx.x == 0) saved[shape.channels + r] = u;
                   });
     __syncthreads();
-    input = activated;
   } else if (staged_hidden) {
-    for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) activated[r] = input[r];
+    for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) activated[r] = a.activated[n * shape.hidden + r];
     __syncthreads();
-    input = activated;
   }
   const int64_t width = shape.hidden ? shape.hidden : shape.channels;
-  multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
-                [&](int j, Sum sum) {
-                  const int64_t c = range.first + j;
-                  const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
-                  gates[j] = open_gate(v, shape.gate);
-                  // Saved by the block that has the channel's first pixel.
-                  if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
-                    saved[shape.channels + shape.hidden + c] = gates[j];
-                });
+  const auto compute_gates = [&](const Sum* input) {
+    multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
+                  [&](int j, Sum sum) {
+                    const int64_t c = range.first + j;
+                    const Sum v = a.parameters.expand_bias ? sum + widen(a.parameters.expand_bias[c]) : sum;
+                    gates[j] = open_gate(v, shape.gate);
+                    // Saved by the block that has the channel's first pixel.
+                    if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels))
+                      saved[shape.channels + shape.hidden + c] = gates[j];
+                  });
+  };
+  if (shape.hidden ? staged_hidden : staged_means) {
+    compute_gates(shape.hidden ? activated : means);
+  } else {
+    compute_gates(shape.hidden ? a.activated + n * shape.hidden : saved);
+  }
   __syncthreads();
   const int64_t offset = n * shape.channels * shape.pixels;
   const ScaleMap<T> map{a.x + offset, a.residual ? a.residual + offset : nullptr,         a.y + offset,
