@@ -139,6 +139,12 @@ def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
     return "reference"
 
 
+def best_plan(x: Tensor, on_gpu: tuple[str, ...] = GPU_WALLS) -> tuple[Tensor, str, str]:
+    """What an `Operator.plan` returns where `auto` takes the best wall of x's device."""
+    kind, wall = x.device.type, best_wall(x.device, on_gpu)
+    return x, wall, f"best on {kind}" if wall != "reference" else f"no fused wall for {kind} here"
+
+
 def requested(backend: str) -> str:
     """The backend that counts for a call made with `backend=`."""
     if backend != "auto":

@@ -91,11 +91,6 @@ def problem_name(case: Case, shape: Shape, variant: str, dtype: torch.dtype, lay
     return f"{case.op} {variant} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}"
 
 
-def _format_of(x: Tensor) -> torch.memory_format:
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 @dataclass
 class Column:
     """A function with arguments of its own; everything needed to run it in any direction."""

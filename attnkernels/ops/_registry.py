@@ -25,6 +25,11 @@ _NAMESPACE = {
 _overloads: dict[tuple[str, str], Any] = {}
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums are held: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> None:
     """Define one operator in every namespace.
 

@@ -128,20 +128,31 @@ def divisible(value, MULTIPLE: tl.constexpr):
 
 
 @triton.jit
-def tile_of(
-    channel, block, channels, pixels, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr
-):
+def strided_tile_of(
+    channel, block, channels, pixels, row_stride,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
     """Offsets into one sample and mask, [channel, pixel], of the tile at these channels and the block-th pixels.
 
-    WIDE where the sample has too many values for 32 bits: 64-bit offsets for each value take twice the registers.
+    `row_stride` is the distance of planes or, CHANNELS_LAST, of pixels. WIDE where the sample has too many values for
+    32 bits: 64-bit offsets for each value take twice the registers.
     """
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     pixel = block.to(index) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
     if CHANNELS_LAST:
-        return pixel[None, :] * channels.to(index) + channel.to(index)[:, None], mask
+        return pixel[None, :] * row_stride.to(index) + channel.to(index)[:, None], mask
     else:
-        return channel.to(index)[:, None] * pixels.to(index) + pixel[None, :], mask
+        return channel.to(index)[:, None] * row_stride.to(index) + pixel[None, :], mask
+
+
+@triton.jit
+def tile_of(
+    channel, block, channels, pixels, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr
+):
+    """`strided_tile_of` a dense sample."""
+    row_stride = channels if CHANNELS_LAST else pixels
+    return strided_tile_of(channel, block, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
 
 
 _recorded: list[tuple[Launch, tuple]] | None = None

@@ -73,9 +73,4 @@ inline ScalarType accumulation_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-template <class T>
-const T* optional_pointer(const std::optional<Tensor>& x) {
-  return x ? x->const_data_ptr<T>() : nullptr;
-}
-
 }  // namespace attnkernels

@@ -7,11 +7,29 @@
 #include <cstdint>
 
 #include "common/binding.h"
+#include "common/simd.h"
 
 namespace attnkernels::cpu {
 
 // Fills a new tensor with NaN where attnkernels::fill_new_memory asks for it, so that tests see what no kernel wrote.
 void fill_if_asked(Tensor& x);  // runtime_cpu.cpp
+
+// Calls f(T{}) with the element type of a dtype.
+template <class F>
+void dispatch(const char* what, ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, what, ": expected float32, float64, float16 or bfloat16");
+  }
+}
 
 // An uninitialised CPU tensor by the C shim: 0.8 us less than torch::stable::empty, which goes through the dispatcher;
 // two of them were a third of a small call.

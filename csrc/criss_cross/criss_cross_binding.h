@@ -61,23 +61,6 @@ T* output(const Tensor& x) {
   return x.dim() > 1 ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
 }
 
-// Calls f(T{}) with the element type of a dtype.
-template <class Half, class BFloat16, class F>
-void dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(Half{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, "criss_cross: expected float32, float64, float16 or bfloat16");
-  }
-}
-
 // ---- what is safe to compute: Python has checked it with better messages
 
 inline void check_map(const char* op, const char* name, const Tensor& x, const Tensor& like, int64_t channels) {

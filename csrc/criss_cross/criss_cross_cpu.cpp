@@ -5,7 +5,7 @@
 #include <tuple>
 #include <utility>
 
-#include "common/simd.h"
+#include "common/cpu_work.h"
 #include "criss_cross/criss_cross_binding.h"
 #include "criss_cross/criss_cross_pass.h"
 
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   Tensor log_sum_exp = allocate(pixel_sizes(value), accumulation_dtype(value.scalar_type()), value);
   if (log_sum_exp.numel() == 0) return {std::move(out), std::move(log_sum_exp)};
   const Tensor sums = allocate(log_sum_exp.sizes(), log_sum_exp.scalar_type(), value);
-  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     Sum *largest = output<Sum>(log_sum_exp), *sum = output<Sum>(sums);
     const int64_t query_size = shape.query_channels * shape.pixels(),
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
          grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
   if (log_sum_exp.numel() == 0) return {std::move(grad_query), std::move(grad_key), std::move(grad_value)};
   const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
-  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t query_size = shape.query_channels * shape.pixels(),
                   value_size = shape.value_channels * shape.pixels();
@@ -183,7 +183,7 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
   const Shape shape = affinity_shape("criss_cross_affinity", query, key);
   const Tensor dense_query = dense_map(query, shape.channels_last), dense_key = dense_map(key, shape.channels_last);
   Tensor result = allocate_affinity(shape, query);
-  dispatch<Half, BFloat16>(query.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
     const Affinity<T> arguments{shape, input<T>(dense_query), input<T>(dense_key), output<T>(result)};
     const auto kernel = SIMD_CHOOSE(affinity_forward<T>);
     run_passes<Accumulator<T>>(shape, false, [&](const Pass& pass, const auto& scratch, int64_t begin, int64_t end) {
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
                dense_key = dense_map(key, channels_last);
   Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, channels_last),
          grad_key = allocate_gradient(needs & kNeedsKey, key, channels_last);
-  dispatch<Half, BFloat16>(query.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.query_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, 2 * shape.query_channels, query);
@@ -231,7 +231,7 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const Tensor dense_affinity = dense_map(affinity, shape.channels_last),
                dense_value = dense_map(value, shape.channels_last);
   Tensor out = allocate_map(value.sizes(), value, shape.channels_last);
-  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);
@@ -261,7 +261,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
                dense_value = dense_map(value, channels_last);
   Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, channels_last),
          grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
-  dispatch<Half, BFloat16>(value.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);

@@ -3,52 +3,12 @@
 #include <tuple>
 #include <utility>
 
+#include "common/cuda_binding.h"
 #include "criss_cross/criss_cross_binding.h"
 #include "criss_cross/criss_cross_launch.h"
 
 namespace attnkernels::criss_cross {
 namespace {
-
-DataType data_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DataType::kFloat;
-    case ScalarType::Double:
-      return DataType::kDouble;
-    case ScalarType::Half:
-      return DataType::kHalf;
-    case ScalarType::BFloat16:
-      return DataType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "criss_cross: expected float32, float64, float16 or bfloat16");
-  }
-}
-
-void check_device(const char* op, const Tensor& x) {
-#ifdef ATTNKERNELS_EMULATED
-  STD_TORCH_CHECK(x.is_cpu(), op, ": expected CPU tensors");
-#else
-  STD_TORCH_CHECK(x.is_cuda(), op, ": expected CUDA tensors");
-#endif
-}
-
-void check(const char* op, const Result& result) {
-  STD_TORCH_CHECK(!result.error, op, ": ", result.kernel, ": ", result.error);
-}
-
-#ifdef ATTNKERNELS_EMULATED
-struct DeviceGuard {
-  explicit DeviceGuard(int32_t) {}
-};
-void* current_stream(const Tensor&) { return nullptr; }
-#else
-using torch::stable::accelerator::DeviceGuard;
-void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  check_call(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream), "aoti_torch_get_current_cuda_stream");
-  return stream;
-}
-#endif
 
 // The kernels read and write channels_last maps.
 Tensor dense_map(const Tensor& x) { return criss_cross::dense_map(x, true); }
@@ -66,7 +26,7 @@ class Map {
         copied_(wanted && !shape.channels_last && sizes[1] > 1 && shape.samples && shape.pixels() > 1),
         map_(wanted ? allocate_map(sizes, like, shape.channels_last || copied_)
                     : allocate({0}, like.scalar_type(), like)) {
-    if (wanted && sums == Sums::kPartial && needs_partial(data_type(like), shape))
+    if (wanted && sums == Sums::kPartial && needs_partial(data_type("criss_cross", like), shape))
       partial_ = allocate({map_.numel()}, ScalarType::Float, like);
   }
 
@@ -90,16 +50,16 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   const Tensor log_sum_exp = allocate(pixel_sizes(value), sum, value);
   const Tensor statistics = allocate({forward_statistics(shape)}, sum, value);
-  check(op, criss_cross::attention(data_type(value),
-                                   {.shape = shape,
-                                    .query = last_query.const_data_ptr(),
-                                    .key = last_key.const_data_ptr(),
-                                    .value = last_value.const_data_ptr(),
-                                    .out = out.data(),
-                                    .partial_out = out.partial(),
-                                    .log_sum_exp = log_sum_exp.mutable_data_ptr(),
-                                    .sum = statistics.mutable_data_ptr()},
-                                   current_stream(value)));
+  check_launch(op, criss_cross::attention(data_type(op, value),
+                                          {.shape = shape,
+                                           .query = last_query.const_data_ptr(),
+                                           .key = last_key.const_data_ptr(),
+                                           .value = last_value.const_data_ptr(),
+                                           .out = out.data(),
+                                           .partial_out = out.partial(),
+                                           .log_sum_exp = log_sum_exp.mutable_data_ptr(),
+                                           .sum = statistics.mutable_data_ptr()},
+                                          current_stream(value)));
   return {out.result(), log_sum_exp};
 }
 
@@ -122,22 +82,22 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
       grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey),
       grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
-  check(op, criss_cross::attention_backward(data_type(value),
-                                            {.shape = shape,
-                                             .grad_out = last_grad.const_data_ptr(),
-                                             .query = last_query.const_data_ptr(),
-                                             .key = last_key.const_data_ptr(),
-                                             .value = last_value.const_data_ptr(),
-                                             .out = last_out.const_data_ptr(),
-                                             .log_sum_exp = statistics.const_data_ptr(),
-                                             .delta = delta.mutable_data_ptr(),
-                                             .grad_query = grad_query.data(),
-                                             .grad_key = grad_key.data(),
-                                             .grad_value = grad_value.data(),
-                                             .partial_grad_query = grad_query.partial(),
-                                             .partial_grad_key = grad_key.partial(),
-                                             .partial_grad_value = grad_value.partial()},
-                                            current_stream(value)));
+  check_launch(op, criss_cross::attention_backward(data_type(op, value),
+                                                   {.shape = shape,
+                                                    .grad_out = last_grad.const_data_ptr(),
+                                                    .query = last_query.const_data_ptr(),
+                                                    .key = last_key.const_data_ptr(),
+                                                    .value = last_value.const_data_ptr(),
+                                                    .out = last_out.const_data_ptr(),
+                                                    .log_sum_exp = statistics.const_data_ptr(),
+                                                    .delta = delta.mutable_data_ptr(),
+                                                    .grad_query = grad_query.data(),
+                                                    .grad_key = grad_key.data(),
+                                                    .grad_value = grad_value.data(),
+                                                    .partial_grad_query = grad_query.partial(),
+                                                    .partial_grad_key = grad_key.partial(),
+                                                    .partial_grad_value = grad_value.partial()},
+                                                   current_stream(value)));
   return {grad_query.result(), grad_key.result(), grad_value.result()};
 }
 
@@ -149,12 +109,12 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
   const Tensor last_query = dense_map(query), last_key = dense_map(key);
   const int64_t sizes[] = {shape.samples, shape.affinity_channels(), shape.height, shape.width};
   const Map result(sizes, query, shape, Sums::kNone);
-  check(op, criss_cross::affinity(data_type(query),
-                                  {.shape = shape,
-                                   .query = last_query.const_data_ptr(),
-                                   .key = last_key.const_data_ptr(),
-                                   .affinity = result.data()},
-                                  current_stream(query)));
+  check_launch(op, criss_cross::affinity(data_type(op, query),
+                                         {.shape = shape,
+                                          .query = last_query.const_data_ptr(),
+                                          .key = last_key.const_data_ptr(),
+                                          .affinity = result.data()},
+                                         current_stream(query)));
   return result.result();
 }
 
@@ -168,16 +128,16 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
   const Tensor last_grad = dense_map(grad_affinity), last_query = dense_map(query), last_key = dense_map(key);
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
       grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey);
-  check(op, criss_cross::affinity_backward(data_type(query),
-                                           {.shape = shape,
-                                            .grad_affinity = last_grad.const_data_ptr(),
-                                            .query = last_query.const_data_ptr(),
-                                            .key = last_key.const_data_ptr(),
-                                            .grad_query = grad_query.data(),
-                                            .grad_key = grad_key.data(),
-                                            .partial_grad_query = grad_query.partial(),
-                                            .partial_grad_key = grad_key.partial()},
-                                           current_stream(query)));
+  check_launch(op, criss_cross::affinity_backward(data_type(op, query),
+                                                  {.shape = shape,
+                                                   .grad_affinity = last_grad.const_data_ptr(),
+                                                   .query = last_query.const_data_ptr(),
+                                                   .key = last_key.const_data_ptr(),
+                                                   .grad_query = grad_query.data(),
+                                                   .grad_key = grad_key.data(),
+                                                   .partial_grad_query = grad_query.partial(),
+                                                   .partial_grad_key = grad_key.partial()},
+                                                  current_stream(query)));
   return {grad_query.result(), grad_key.result()};
 }
 
@@ -188,13 +148,13 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const DeviceGuard guard(value.get_device_index());
   const Tensor last_affinity = dense_map(affinity), last_value = dense_map(value);
   const Map out(value.sizes(), value, shape, Sums::kPartial);
-  check(op, criss_cross::aggregate(data_type(value),
-                                   {.shape = shape,
-                                    .affinity = last_affinity.const_data_ptr(),
-                                    .value = last_value.const_data_ptr(),
-                                    .out = out.data(),
-                                    .partial_out = out.partial()},
-                                   current_stream(value)));
+  check_launch(op, criss_cross::aggregate(data_type(op, value),
+                                          {.shape = shape,
+                                           .affinity = last_affinity.const_data_ptr(),
+                                           .value = last_value.const_data_ptr(),
+                                           .out = out.data(),
+                                           .partial_out = out.partial()},
+                                          current_stream(value)));
   return out.result();
 }
 
@@ -208,15 +168,15 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   const Tensor last_grad = dense_map(grad_out), last_affinity = dense_map(affinity), last_value = dense_map(value);
   const Map grad_affinity(affinity.sizes(), affinity, shape, Sums::kNone, needs & kNeedsAffinity),
       grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
-  check(op, criss_cross::aggregate_backward(data_type(value),
-                                            {.shape = shape,
-                                             .grad_out = last_grad.const_data_ptr(),
-                                             .affinity = last_affinity.const_data_ptr(),
-                                             .value = last_value.const_data_ptr(),
-                                             .grad_affinity = grad_affinity.data(),
-                                             .grad_value = grad_value.data(),
-                                             .partial_grad_value = grad_value.partial()},
-                                            current_stream(value)));
+  check_launch(op, criss_cross::aggregate_backward(data_type(op, value),
+                                                   {.shape = shape,
+                                                    .grad_out = last_grad.const_data_ptr(),
+                                                    .affinity = last_affinity.const_data_ptr(),
+                                                    .value = last_value.const_data_ptr(),
+                                                    .grad_affinity = grad_affinity.data(),
+                                                    .grad_value = grad_value.data(),
+                                                    .partial_grad_value = grad_value.partial()},
+                                                   current_stream(value)));
   return {grad_affinity.result(), grad_value.result()};
 }
 

@@ -1,26 +1,12 @@
-// What the launchers share: element types from DataType, the passes over a map, grids of any size.
+// What the launchers share: the passes over a map, grids of any size.
 #pragma once
 #include <algorithm>
 
+#include "common/cuda_dispatch.cuh"
 #include "criss_cross/criss_cross_launch.h"
 #include "criss_cross/criss_cross_tile.cuh"
 
 namespace attnkernels::criss_cross {
-
-// run(T()) for the element type
-template <class Run>
-Result dispatch(DataType type, Run run) {
-  switch (type) {
-    case DataType::kDouble:
-      return run(double());
-    case DataType::kHalf:
-      return run(__half());
-    case DataType::kBFloat16:
-      return run(__nv_bfloat16());
-    default:
-      return run(float());
-  }
-}
 
 // Launches kernel(number of the first block, arguments...) with so many blocks, as many at a time as a grid has.
 template <class Kernel, class... Arguments>
@@ -33,7 +19,7 @@ Result launch_blocks(const char* name, int64_t blocks, int threads, void* stream
     config.block = dim3(threads);
     config.stream = static_cast<cudaStream_t>(stream);
     const cudaError_t error = launch(config, kernel, first, arguments...);
-    if (error != cudaSuccess) return {name, cudaGetErrorString(error)};
+    if (error != cudaSuccess) return result(name, error);
   }
   return {};
 }

@@ -4,16 +4,10 @@
 // are double for double and float for the others. Partial sums are held in the result itself for float and double, and
 // their pointers ignored. All launches are on a stream (a cudaStream_t); results without elements launch nothing.
 #pragma once
+#include "common/cuda_launch.h"
 #include "criss_cross/criss_cross.h"
 
 namespace attnkernels::criss_cross {
-
-enum class DataType : int { kFloat, kDouble, kHalf, kBFloat16 };
-
-struct Result {
-  const char* kernel = nullptr;  // the kernel whose launch failed; null: none
-  const char* error = nullptr;
-};
 
 // The passes over a map: see Axis.
 inline int count_passes(const Shape& shape) { return 1 + (shape.depth > 1) + (shape.height > 1); }

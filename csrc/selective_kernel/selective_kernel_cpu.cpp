@@ -16,23 +16,6 @@
 namespace attnkernels::selective_kernel {
 namespace {
 
-// Calls f(T{}) with the element type of a dtype.
-template <class F>
-void dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(Half{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, "selective_kernel: branches: expected float32, float64, float16 or bfloat16");
-  }
-}
-
 template <class T>
 const T* input(const Tensor& x) {
   return static_cast<const T*>(x.const_data_ptr());
@@ -99,7 +82,7 @@ Tensor pooled_sum(std::vector<Tensor> given) {
   const Shape& shape = checked.shape;
   const Tensor& x = checked.branches[0];
   Tensor pooled = allocate({shape.samples, shape.channels}, x.scalar_type(), x);
-  dispatch(x.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("selective_kernel: branches", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
     const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
     const Pool<T> args{shape, checked.rows<T>()};
@@ -119,7 +102,7 @@ std::tuple<Tensor, Tensor> select_branches(std::vector<Tensor> given, Tensor log
   logits = check_weights("select_branches", logits, shape, x.scalar_type(), x);
   Tensor y = allocate(x.sizes(), x.scalar_type(), x, shape.channels_last);
   Tensor weights = allocate({shape.samples, shape.branches, shape.channels}, accumulation_dtype(x.scalar_type()), x);
-  dispatch(x.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("selective_kernel: branches", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
     const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
     for (int64_t n = 0; n < shape.samples; ++n) kernels.softmax(shape, input<T>(logits), output<A>(weights), n);
@@ -143,7 +126,7 @@ Tensor select_branches_grad_logits(Tensor grad_y, std::vector<Tensor> given, Ten
   grad_y = with_rows(grad_y, shape.channels_last);
   weights = check_weights(op, weights, shape, accumulation_dtype(x.scalar_type()), x);
   Tensor grad_logits = allocate({shape.samples, shape.branches, shape.channels}, x.scalar_type(), x);
-  dispatch(x.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("selective_kernel: branches", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
     const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
     const GradLogits<T> args{shape, rows_of<const T>(grad_y, shape.channels_last), checked.rows<T>()};
@@ -165,7 +148,7 @@ std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights,
   grad_y = with_rows(grad_y, channels_last);
   weights = attnkernels::contiguous(weights);
   std::vector<Tensor> grads = allocate_grad_branches(grad_y, shape, stacked, needs);
-  dispatch(grad_y.scalar_type(), [&]<class T>(T) {
+  cpu::dispatch("selective_kernel: branches", grad_y.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
     const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
     std::vector<A> pooled_term(shape.samples * shape.channels);

@@ -27,23 +27,6 @@ T* output(const Optional& x) {
   return x ? static_cast<T*>(x->mutable_data_ptr()) : nullptr;
 }
 
-// Calls f(T{}) with the element type of a dtype.
-template <class F>
-void dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(Half{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, "squeeze_excite: x: expected float32, float64, float16 or bfloat16");
-  }
-}
-
 // ---- what is safe to compute
 
 void check_matrix(const char* name, const Tensor& weight, const Tensor& x, int64_t rows, int64_t columns) {
@@ -227,7 +210,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weigh
   const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
   Tensor y = cpu::allocate(x.sizes(), dtype, call.channels_last);
   Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, sums);
-  dispatch(dtype, [&]<class T>(T) {
+  cpu::dispatch("squeeze_excite: x", dtype, [&]<class T>(T) {
     using A = Accumulator<T>;
     std::vector<A> hidden(shape.samples * shape.hidden);
     run(Forward<T>{.shape = shape,
@@ -271,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Optional grad_x = map(needs & kNeedsX), grad_residual = map(needs & kNeedsResidual);
   Optional grads[] = {parameter(reduce_weight), parameter(reduce_bias), parameter(expand_weight),
                       parameter(expand_bias)};
-  dispatch(dtype, [&]<class T>(T) {
+  cpu::dispatch("squeeze_excite: x", dtype, [&]<class T>(T) {
     using A = Accumulator<T>;
     std::vector<A> scratch(shape.samples * 2 * (shape.hidden + shape.channels));
     A* part = scratch.data();

@@ -147,24 +147,19 @@ def _on_gpu(x: Tensor) -> tuple[str, ...]:
     return ("triton", "cuda") if x.dtype.itemsize == 2 else ("cuda", "triton")
 
 
-def _best(x: Tensor) -> tuple[Tensor, str, str]:
-    wall = backends.best_wall(x.device, _on_gpu(x))
-    return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
-
-
 def _plan_affinity(query, key):
     _validate_affinity(query, key)
-    return _best(query)
+    return backends.best_plan(query, _on_gpu(query))
 
 
 def _plan_aggregate(affinity, value):
     _validate_aggregate(affinity, value)
-    return _best(value)
+    return backends.best_plan(value, _on_gpu(value))
 
 
 def _plan_attention(query, key, value):
     _validate_attention(query, key, value)
-    return _best(value)
+    return backends.best_plan(value, _on_gpu(value))
 
 
 def _example(*channels: int):

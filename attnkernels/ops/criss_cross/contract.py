@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import reference_backward
-from .._registry import define, overload
+from .._registry import accumulation_dtype, define, overload
 from . import reference
 
 # Bits of `needs` in the backward operators; a result that is not asked for is empty, [0].
@@ -20,11 +20,6 @@ NEEDS_QUERY, NEEDS_KEY, NEEDS_VALUE = 1, 2, 4  # affinity_backward: query, key; 
 NEEDS_AFFINITY = 1  # aggregate_backward: affinity, value
 
 _TRITON = "attnkernels.ops.criss_cross.triton_impl"
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums are held: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _memory_format(like: Tensor) -> torch.memory_format:

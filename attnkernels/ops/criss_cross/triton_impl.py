@@ -14,9 +14,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2
 from . import triton_kernels as kernels
-from .contract import NEEDS_AFFINITY, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE, accumulation_dtype
+from .contract import NEEDS_AFFINITY, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE
 
 # tl.dot takes no less than 16 rows, columns and terms.
 _LEAST = 16

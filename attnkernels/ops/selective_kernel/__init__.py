@@ -147,8 +147,7 @@ def _plan(op: str, branches, logits):
     x = branches[0]
     if torch.compiler.is_compiling():
         return x, "reference", "torch.compile fuses the plain formula into its neighbours"
-    wall = backends.best_wall(x.device)
-    return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
+    return backends.best_plan(x)
 
 
 def _example_branches(device: str) -> list[Tensor]:

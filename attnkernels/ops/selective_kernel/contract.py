@@ -8,17 +8,12 @@ import torch
 from torch import Tensor
 
 from .._autograd import reference_backward
-from .._registry import define, overload
+from .._registry import accumulation_dtype, define, overload
 from . import reference
 
 MAX_BRANCHES = 8  # csrc/selective_kernel/selective_kernel.h has the same
 
 _TRITON = "attnkernels.ops.selective_kernel.triton_impl"
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums and weights are held: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def is_channels_last(x: Tensor) -> bool:

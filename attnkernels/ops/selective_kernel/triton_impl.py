@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
 from . import triton_kernels as kernels
-from .contract import MAX_BRANCHES, accumulation_dtype, is_channels_last
+from .contract import MAX_BRANCHES, is_channels_last
 
 # Values that a program of a finishing kernel holds: 4 for each of its 128 threads.
 _BLOCK = 512

@@ -11,28 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, sum_of_chunks
-
-
-@triton.jit
-def _tile(
-    channel,
-    block,
-    channels,
-    pixels,
-    row_stride,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-):
-    """Offsets into one sample and mask, [channel, pixel]; see `tile_of`, whose rows are dense."""
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    pixel = block.to(index) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
-    if CHANNELS_LAST:
-        return pixel[None, :] * row_stride.to(index) + channel.to(index)[:, None], mask
-    else:
-        return channel.to(index)[:, None] * row_stride.to(index) + pixel[None, :], mask
+from .._triton import divisible, strided_tile_of, sum_of_chunks, tile_of
 
 
 @triton.jit
@@ -69,7 +48,9 @@ def selective_kernel_pool(
     row_stride = divisible(row_stride, ROW_MULTIPLE)
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
     for step in range(steps):
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = strided_tile_of(
+            channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS
+        )
         for m in tl.static_range(M):
             total += tl.load(branches[m] + origin + at, mask=mask, other=0).to(accumulation)
     result = tl.sum(total, 1)
@@ -116,19 +97,20 @@ def selective_kernel_select(
         total += tl.exp(tl.load(logits_ptr + row + m * channels, mask=in_channels, other=0).to(accumulation) - largest)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
-    length = channels if CHANNELS_LAST else pixels
     for m in tl.static_range(M):
         logit = tl.load(logits_ptr + row + m * channels, mask=in_channels, other=0).to(accumulation)
         tl.store(weights_ptr + row + m * channels, tl.exp(logit - largest) / total, mask=in_channels & (chunk == 0))
     for step in range(steps):
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = strided_tile_of(
+            channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS
+        )
         y = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
         for m in tl.static_range(M):
             # The weight again rather than M of them in registers: the logits are in the L1 cache.
             logit = tl.load(logits_ptr + row + m * channels, mask=in_channels, other=0).to(accumulation)
             weight = tl.exp(logit - largest) / total
             y += tl.load(branches[m] + origin + at, mask=mask, other=0).to(accumulation) * weight[:, None]
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, length, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
         tl.store(y_ptr + sample * channels * pixels + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -152,14 +134,15 @@ def selective_kernel_grad_logits(
     chunk = tl.program_id(1).to(tl.int64)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
-    length = channels if CHANNELS_LAST else pixels
     # Two tiles of sums fit in the registers; of more branches each tile's sum is taken at once.
     HELD: tl.constexpr = M == 2
     totals = (tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS] if HELD else [BLOCK_CHANNELS], accumulation),) * M
     for step in range(steps):
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, length, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
         grad_y = tl.load(grad_y_ptr + sample * channels * pixels + at, mask=mask, other=0).to(accumulation)
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = strided_tile_of(
+            channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS
+        )
         added = ()
         for m in tl.static_range(M):
             value = tl.load(branches[m] + origin + at, mask=mask, other=0).to(accumulation)
@@ -212,16 +195,17 @@ def selective_kernel_grad_branches(
     chunk = tl.program_id(1).to(tl.int64)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
-    length = channels if CHANNELS_LAST else pixels
     mean = tl.zeros([BLOCK_CHANNELS], accumulation)
     if grad_pooled_ptr is not None:
         mean = (
             tl.load(grad_pooled_ptr + sample * channels + channel, mask=in_channels, other=0).to(accumulation) / pixels
         )
     for step in range(steps):
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, length, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
         grad_y = tl.load(grad_y_ptr + sample * channels * pixels + at, mask=mask, other=0).to(accumulation)
-        at, mask = _tile(channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
+        at, mask = strided_tile_of(
+            channel, chunk * steps + step, channels, pixels, row_stride, CHANNELS_LAST, WIDE, BLOCK_PIXELS
+        )
         for m in tl.static_range(M):
             if grads[m] is not None:
                 weight = tl.load(weights_ptr + (sample * M + m) * channels + channel, mask=in_channels, other=0)

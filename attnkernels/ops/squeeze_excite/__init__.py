@@ -126,8 +126,7 @@ def _plan(x, *weights, activation="relu", gate="sigmoid", residual=None, output_
         return x, "reference", "activation or gate is a callable"
     if torch.compiler.is_compiling():
         return x, "reference", "torch.compile fuses the plain formula into its neighbours"
-    wall = backends.best_wall(x.device)
-    return x, wall, f"best on {x.device.type}" if wall != "reference" else f"no fused wall for {x.device.type} here"
+    return backends.best_plan(x)
 
 
 def _example(device: str):

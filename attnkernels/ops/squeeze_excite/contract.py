@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import reference_backward
-from .._registry import define, overload
+from .._registry import accumulation_dtype, define, overload
 from . import reference
 
 # The integers that stand for the pointwise functions in the schemas; csrc/squeeze_excite/squeeze_excite.h has the same.
@@ -20,11 +20,6 @@ OUTPUT_ACTIVATION = {None: 0, "relu": 1}
 NEEDS_X, NEEDS_RESIDUAL, NEEDS_WEIGHTS = 1, 2, 4
 
 _TRITON = "attnkernels.ops.squeeze_excite.triton_impl"
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums are held: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:

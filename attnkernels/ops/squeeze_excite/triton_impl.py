@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
 from . import triton_kernels as kernels
 from .contract import (
@@ -23,7 +24,6 @@ from .contract import (
     NEEDS_WEIGHTS,
     NEEDS_X,
     OUTPUT_ACTIVATION,
-    accumulation_dtype,
     saved_columns,
 )
 

@@ -12,39 +12,15 @@
 #include "common/language.cuh"
 #include "criss_cross/criss_cross_launch.h"
 #include "emulation/device.h"
+#include "standalone.h"
 
 namespace cc = attnkernels::criss_cross;
-using cc::DataType;
+using attnkernels::DataType;
 using Numbers = std::vector<double>;
 
 namespace {
 
-int failures = 0;
-
-double to_double(float value) { return value; }
-double to_double(double value) { return value; }
-double to_double(__half value) { return __half2float(value); }
-double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
-void assign(float& to, double value) { to = float(value); }
-void assign(double& to, double value) { to = value; }
-void assign(__half& to, double value) { to = __float2half(float(value)); }
-void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
-
-// Heap memory of exact size, which AddressSanitizer guards, its first element `offset` elements past an aligned one.
-template <class T>
-struct Buffer {
-  std::unique_ptr<T[]> memory;
-  int64_t count, offset;
-  explicit Buffer(int64_t n, int64_t past = 0) : memory(n ? new T[n + past] : nullptr), count(n), offset(past) {
-    for (int64_t i = 0; i < n; ++i) assign(memory[past + i], NAN);
-  }
-  T* data() { return memory ? memory.get() + offset : nullptr; }
-  Numbers doubles() {
-    Numbers result(count);
-    for (int64_t i = 0; i < count; ++i) result[i] = to_double(data()[i]);
-    return result;
-  }
-};
+using namespace standalone;
 
 struct Case {
   int64_t samples, query_channels, value_channels, depth, height, width;
@@ -151,7 +127,7 @@ struct Checker {
   }
   Buffer<Sum> partial(int64_t channels) { return Buffer<Sum>(cc::needs_partial(type, shape) ? count * channels : 0); }
 
-  void run(const char* what, const cc::Result& result) {
+  void run(const char* what, const attnkernels::Result& result) {
     if (!result.error) return;
     std::printf("%s%s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
     ++failures;

@@ -12,34 +12,14 @@
 
 #include "common/language.cuh"
 #include "selective_kernel/selective_kernel_launch.h"
+#include "standalone.h"
 
 namespace sk = attnkernels::selective_kernel;
 using attnkernels::DataType;
 
 namespace {
 
-int failures = 0;
-
-double to_double(float value) { return value; }
-double to_double(double value) { return value; }
-double to_double(__half value) { return __half2float(value); }
-double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
-void assign(float& to, double value) { to = float(value); }
-void assign(double& to, double value) { to = value; }
-void assign(__half& to, double value) { to = __float2half(float(value)); }
-void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
-
-// Heap memory of exact size, which AddressSanitizer guards, its first element `past` elements past an aligned one.
-template <class T>
-struct Buffer {
-  std::unique_ptr<T[]> memory;
-  int64_t count, past;
-  explicit Buffer(int64_t n, int64_t offset = 0) : memory(new T[n + offset]), count(n), past(offset) {
-    for (int64_t i = 0; i < n; ++i) assign((*this)[i], NAN);
-  }
-  T* data() { return memory.get() + past; }
-  T& operator[](int64_t i) { return memory[past + i]; }
-};
+using namespace standalone;
 
 struct Case {
   int64_t samples, channels, pixels;

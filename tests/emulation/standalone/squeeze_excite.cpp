@@ -10,39 +10,14 @@
 
 #include "common/language.cuh"
 #include "squeeze_excite/squeeze_excite_launch.h"
+#include "standalone.h"
 
 namespace se = attnkernels::squeeze_excite;
 using se::DataType;
 
 namespace {
 
-int failures = 0;
-
-double to_double(float value) { return value; }
-double to_double(double value) { return value; }
-double to_double(__half value) { return __half2float(value); }
-double to_double(__nv_bfloat16 value) { return __bfloat162float(value); }
-void assign(float& to, double value) { to = float(value); }
-void assign(double& to, double value) { to = value; }
-void assign(__half& to, double value) { to = __float2half(float(value)); }
-void assign(__nv_bfloat16& to, double value) { to = __float2bfloat16(float(value)); }
-
-// Heap memory of exact size, which AddressSanitizer guards, its first element `offset` elements past an aligned one.
-template <class T>
-struct Buffer {
-  std::unique_ptr<T[]> memory;
-  int64_t count = 0, offset = 0;
-  explicit Buffer(int64_t n = 0, int64_t past = 0) : memory(n ? new T[n + past] : nullptr), count(n), offset(past) {
-    for (int64_t i = 0; i < n; ++i) assign(memory[past + i], NAN);
-  }
-  T* data() { return memory ? memory.get() + offset : nullptr; }
-  T& operator[](int64_t i) { return memory[offset + i]; }
-  std::vector<double> doubles() {
-    std::vector<double> result(count);
-    for (int64_t i = 0; i < count; ++i) result[i] = to_double((*this)[i]);
-    return result;
-  }
-};
+using namespace standalone;
 
 struct Case {
   int64_t samples, channels, hidden, pixels;
