@@ -18,8 +18,8 @@ COMPILED_MODELS = ("mobilenet_v3_large", "seresnet50")  # the full set belongs t
 BATCHES = (1, 8)
 ROUNDS = 7
 ROUNDS_SECONDS = 5.0  # per row: more rounds where a round is short
-QUICK_ROUNDS = 5  # with --quick, which is to end in a minute and a half; most rows still get more
-QUICK_SECONDS = 1.5
+QUICK_ROUNDS = 3  # with --quick, which is to end in a minute and a half; most rows still get more
+QUICK_SECONDS = 1.0
 
 
 def configurations(compiled: bool) -> list[tuple[str, int, str, tuple[str, ...]]]:
@@ -55,7 +55,7 @@ def run(arguments) -> int:
         for name, batch, layout, columns in todo:
             progress.update(bar, description=f"{name} b{batch} {layout}{' compile' if 'compile' in columns else ''}")
             if name not in models:
-                models = {name: calibrate(load_model(name), photograph.batch(8))}
+                models = {name: calibrate(load_model(name), photograph.batch(4))}
             configuration = Configuration(name, batch, layout, torch.float32, "forward", device)
             rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if arguments.quick else (ROUNDS, ROUNDS_SECONDS)
             try:

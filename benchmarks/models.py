@@ -180,11 +180,11 @@ class Measurement:
         memory = {name: held_and_peak(call, device)[1] for name, call in self.columns.items()}
         mode = timer.modes[0]
         samplers = {name: timer.sampler(call, mode) for name, call in self.columns.items()}
-        if budget:
-            start = time.perf_counter()
-            interleave(samplers, 1)
-            rounds = enough_rounds(time.perf_counter() - start, budget, rounds)
-        times = interleave(samplers, rounds)
+        start = time.perf_counter()
+        times = interleave(samplers, 1)
+        rounds = enough_rounds(time.perf_counter() - start, budget, rounds)
+        for name, more in interleave(samplers, rounds - 1).items():
+            times[name] += more
         pairs = (("eager", "patched"), ("compile", "compile_patched"), ("eager", "compile"))
         return head | {
             "seconds": times,
