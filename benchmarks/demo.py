@@ -11,7 +11,7 @@ from attnkernels import available_backends
 
 from . import photograph, plot, report
 from .environment import environment
-from .models import MODELS, Configuration, Measurement, calibrate, load_model
+from .models import SQUEEZE_EXCITE_MODELS, Configuration, Measurement, calibrate, load_model
 from .timing import make_timer
 
 COMPILED_MODELS = ("mobilenet_v3_large", "seresnet50")  # the full set belongs to `python -m benchmarks models`
@@ -25,7 +25,7 @@ QUICK_SECONDS = 1.0
 def configurations(compiled: bool) -> list[tuple[str, int, str, tuple[str, ...]]]:
     """(model, batch, layout, columns) of every measurement."""
     found = []
-    for name in MODELS:
+    for name in SQUEEZE_EXCITE_MODELS:
         found += [(name, n, layout, ("eager", "patched")) for n in BATCHES for layout in ("nchw", "channels_last")]
         if compiled and name in COMPILED_MODELS:
             found.append((name, 1, "channels_last", ("eager", "compile", "compile_patched")))

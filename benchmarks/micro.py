@@ -29,7 +29,6 @@ LAYOUTS = ("nchw", "channels_last")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # "ours" is what a user gets (auto); a wall's name forces it. Walls that cannot run on the device are left out.
 COLUMNS = ("eager", "eager_channels_last", "compile", "compile_ours", "ours", "cuda", "triton")
-COMPILED = ("compile", "compile_ours")
 # Errors up to this are the dtype's own rounding; beyond it a result may be at most twice as far off as eager's.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 LARGE_COPY = 1 << 30  # bytes; far beyond any L2
@@ -120,6 +119,16 @@ class Column:
         return self.forward if direction == "forward" else self.training
 
 
+def compiled(name: str) -> bool:
+    return name.startswith("compile")
+
+
+def every_column(cases: list[Case]) -> tuple[str, ...]:
+    """COLUMNS and the cases' alternatives, eager and compiled."""
+    alternatives = dict.fromkeys(name for case in cases for name in case.alternatives)
+    return (*COLUMNS, *(column for name in alternatives for column in (name, f"compile_{name}")))
+
+
 def make_columns(problem: Problem, names: tuple[str, ...], wall: str) -> dict[str, Column]:
     """The columns that this problem has; a forced wall that `auto` takes anyway (`wall`) is not measured twice."""
     public = getattr(attnkernels, problem.case.op)
@@ -139,6 +148,10 @@ def make_columns(problem: Problem, names: tuple[str, ...], wall: str) -> dict[st
             function = torch.compile(problem.case.eager, dynamic=False)
         elif name == "compile_ours":
             function = torch.compile(public, dynamic=False)
+        elif name in problem.case.alternatives:
+            function = problem.case.alternatives[name]
+        elif name.removeprefix("compile_") in problem.case.alternatives:
+            function = torch.compile(problem.case.alternatives[name.removeprefix("compile_")], dynamic=False)
         elif name == "ours":
             function = public
         elif name in available and name != wall:
@@ -244,9 +257,9 @@ class Runner:
             "wall": wall, "reason": reason,
         }  # fmt: skip
         columns = make_columns(problem, settings.columns, wall)
-        if self.elapsed() > settings.budget and any(name in COMPILED for name in columns):
-            columns = {name: column for name, column in columns.items() if name not in COMPILED}
-            self.left_out.append(f"{problem.name}: {', '.join(COMPILED)} (time budget)")
+        if self.elapsed() > settings.budget and any(map(compiled, columns)):
+            self.left_out.append(f"{problem.name}: {', '.join(filter(compiled, columns))} (time budget)")
+            columns = {name: column for name, column in columns.items() if not compiled(name)}
         measured = errors(problem, columns, backward)
         head["errors"] = {name: max(values) for name, values in measured.items()}
         if red := red_columns(measured, problem.dtype):
@@ -261,7 +274,7 @@ class Runner:
 
     def _timed(self, head, direction, columns, work, dtype) -> Iterator[dict[str, Any]]:
         # A compiled backward frees what it saved as it runs (donated buffers): it cannot be repeated on its own.
-        names = [name for name in columns if direction != "backward" or name not in COMPILED]
+        names = [name for name in columns if direction != "backward" or not compiled(name)]
         calls = self._prepared({name: columns[name] for name in names}, direction)
         memory = {name: held_and_peak(columns[name].output, self.settings.device) for name in names}
         peaks = {name: held_and_peak(columns[name].call(direction), self.settings.device)[1] for name in names}
@@ -313,19 +326,19 @@ def run(arguments) -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same arithmetic in every column
     warnings.filterwarnings("ignore", module="torch._inductor")
     on_gpu = device.type == "cuda"
+    known = all_cases()
+    cases = [known[op] for op in (arguments.op or known)]
     settings = Settings(
         device=device,
         directions=arguments.direction or (DIRECTIONS if on_gpu else ("forward", "training")),
         layouts=arguments.layout or LAYOUTS,
         dtypes=arguments.dtype or (("bfloat16", "float32") if on_gpu else ("float32",)),
-        columns=arguments.columns or COLUMNS,
+        columns=arguments.columns or every_column(cases),
         modes=arguments.mode or (GpuTimer.modes if on_gpu else CpuTimer.modes),
         rounds=arguments.rounds,
         budget=arguments.budget,
         limit=arguments.limit,
     )
-    known = all_cases()
-    cases = [known[op] for op in (arguments.op or known)]
     runner = Runner(settings)
     large = LARGE_COPY if on_gpu else 1 << 25
     document = {

@@ -21,7 +21,9 @@ from .memory import held_and_peak
 from .micro import DTYPES, LAYOUTS, ROUNDING
 from .timing import CpuTimer, GpuTimer, enough_rounds, interleave, make_timer, ratio
 
-MODELS = ("mobilenet_v3_large", "efficientnet_b0", "seresnet50", "regnety_032")
+SQUEEZE_EXCITE_MODELS = ("mobilenet_v3_large", "efficientnet_b0", "seresnet50", "regnety_032")
+BRANCH_MODELS = ("skresnet18", "skresnet34", "skresnet50", "skresnext50_32x4d", "resnest50d")
+MODELS = SQUEEZE_EXCITE_MODELS + BRANCH_MODELS
 COLUMNS = ("eager", "patched", "compile", "compile_patched")
 DIRECTIONS = ("forward", "training")
 # Largest elements of deep nets' outputs are a few roundings apart in any two correct evaluations.

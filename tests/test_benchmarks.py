@@ -51,6 +51,25 @@ def test_micro_writes_every_figure(tmp_path, capsys):
     assert "2x8x6x6x4" in capsys.readouterr().out
 
 
+ALTERNATIVES = [
+    (case, name, shape)
+    for case, shape in (
+        (all_cases()["criss_cross_attention"], (2, 5, 4, 3, 6)),
+        (all_cases()["selective_kernel"], (3, 2, 4, 5, 3)),
+    )
+    for name in case.alternatives
+]
+
+
+@pytest.mark.parametrize(("case", "name", "shape"), ALTERNATIVES, ids=[f"{c.op}-{name}" for c, name, _ in ALTERNATIVES])
+def test_alternatives_compute_the_same(case, name, shape):
+    torch.manual_seed(0)
+    args, kwargs = case.make(lambda *sizes: torch.randn(sizes, dtype=torch.float64), shape, case.variants[0])
+    expected = getattr(attnkernels.reference, case.op)(*args, **kwargs)
+    for function in (case.eager, case.alternatives[name]):
+        torch.testing.assert_close(function(*args, **kwargs), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_ours_is_a_fused_wall_or_an_error(tmp_path):
     """Where nothing was built, the reference must not be timed as if it were ours."""
     file = tmp_path / "ours.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +43,7 @@ class Case:
         make: `(randn, shape, variant) -> (args, kwargs)`; `randn(*sizes)` draws a float32 tensor.
         eager: what a user without this library would run, on the same arguments.
         work: `(shape, variant, itemsize) -> Work`.
+        alternatives: other ways to write it in PyTorch, as good or better; columns of their own, eager and compiled.
     """
 
     op: str
@@ -52,6 +53,7 @@ class Case:
     make: Callable[[Callable[..., Tensor], Shape, str], tuple[tuple[Any, ...], dict[str, Any]]]
     eager: Callable[..., Tensor]
     work: Callable[[Shape, str, int], Work]
+    alternatives: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
 
 def parse_shape(text: str) -> Shape:

@@ -30,6 +30,13 @@ def eager(branches: list[Tensor], attention) -> Tensor:
     return (stacked * weights[:, :, :, None, None]).sum(1)
 
 
+def unstacked(branches: list[Tensor], attention) -> Tensor:
+    """The same without a stack, which no channels_last branch survives."""
+    pooled = sum(branch.mean((2, 3)) for branch in branches)
+    weights = torch.softmax(attention(pooled), 1)
+    return sum(branch * weights[:, m, :, None, None] for m, branch in enumerate(branches))
+
+
 def work(shape: Shape, variant: str, itemsize: int) -> Work:
     m, n, c, h, w = shape
     elements = n * c * h * w * itemsize
@@ -49,4 +56,5 @@ CASE = Case(
     make=make,
     eager=eager,
     work=work,
+    alternatives={"unstacked": unstacked},
 )
