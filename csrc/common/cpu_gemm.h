@@ -24,6 +24,16 @@ SIMD_INLINE void store_lanes(T* to, Vec<T> v, int64_t lanes) {
   }
 }
 
+SIMD_INLINE Uint32 load(const BFloat16Pair* from) { return load_raw<Uint32>(from); }
+template <class T>
+SIMD_INLINE auto spread(T value) {
+  if constexpr (std::is_same_v<T, BFloat16Pair>) {
+    return Uint32{} + value.bits;
+  } else {
+    return broadcast<T>(value);
+  }
+}
+
 // The left factor in either orientation: element (i, k) is data[i * row + k * column].
 template <class T>
 struct LeftFactor {
@@ -45,7 +55,7 @@ struct Tile {
   LeftFactor<T> a;
   const T* b;
   int64_t b_row;
-  Product<T> c;
+  Product<Accumulator<T>> c;
   int64_t depth, last;  // number of products summed; lanes of the last vector that are stored, all are read from b
 };
 
@@ -54,7 +64,7 @@ template <int Rows, int Vectors, class T>
 [[gnu::noinline]] void multiply_tile(const Tile<T>& tile) {
   const T *a = tile.a.data, *b = tile.b;
   const int64_t a_row = tile.a.row, a_column = tile.a.column, b_row = tile.b_row;
-  T* const c = tile.c.data;
+  Accumulator<T>* const c = tile.c.data;
   const int64_t c_row = tile.c.row, last = tile.last;
 #pragma GCC unroll 12
   for (int i = 0; i < Rows; ++i) {  // the result may be in memory: it arrives while the sums are formed
@@ -63,12 +73,12 @@ template <int Rows, int Vectors, class T>
   }
   Vec<T> sum[Rows][Vectors] = {};
   for (int64_t k = tile.depth; k > 0; --k) {
-    Vec<T> right[Vectors];
+    decltype(load(b)) right[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) right[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i) {
-      const Vec<T> left = broadcast<T>(a[i * a_row]);
+      const auto left = spread(a[i * a_row]);
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(left, right[v], sum[i][v]);
     }
@@ -79,7 +89,7 @@ template <int Rows, int Vectors, class T>
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
-      T* to = c + i * c_row + v * kLanes<T>;
+      Accumulator<T>* to = c + i * c_row + v * kLanes<T>;
       const int64_t lanes = v + 1 < Vectors ? kLanes<T> : last;
       if (tile.c.scale) sum[i][v] = fma(load_lanes(to, lanes), broadcast<T>(tile.c.scale[i]), sum[i][v]);
       store_lanes(to, sum[i][v], lanes);
@@ -112,8 +122,8 @@ SIMD_INLINE void multiply_rows(int64_t rows, const Tile<T>& tile) {
 // c[i][j] = sum_k a(i, k) b[k][j] (+ scale[i] c[i][j]), i < rows, j < columns, k < depth. Rows of b are read up to a
 // whole number of vectors.
 template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, Product<T> c,
-              const Ahead& ahead = {}) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row,
+              Product<Accumulator<T>> c, const Ahead& ahead = {}) {
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;  // of nearly equal height: no tile of one row is left over
   const int64_t height = blocks ? rows / blocks : 0, taller = rows - height * blocks;
   Tile<T> tile{a, b, b_row, c, depth, kLanes<T>};
@@ -139,6 +149,59 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, con
     }
   }
 }
+
+#if SIMD_LEVEL_NUMBER == 2
+
+// to[k][j] = (from[2 k][j], from[2 k + 1][j]) for k < depth / 2, in whole vectors; a missing last row is zero.
+// `Rounded`: the numbers are not bfloat16 yet.
+template <bool Rounded>
+SIMD_INLINE void pair_rows(BFloat16Pair* to, int64_t to_row, const float* from, int64_t from_row, int64_t depth,
+                           int64_t columns) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    for (int64_t j = 0; j < columns; j += kLanes<float>) {
+      const Float low = load(from + k * from_row + j);
+      const Float high = k + 1 < depth ? load(from + (k + 1) * from_row + j) : Float{};
+      const Uint32 pairs = Rounded ? widen(from_float(low, BFloat16{})) | widen(from_float(high, BFloat16{})) << 16
+                                   : Uint32(low) >> 16 | (Uint32(high) & 0xffff0000u);
+      memcpy(to + k / 2 * to_row + j, &pairs, sizeof(pairs));
+    }
+  }
+}
+
+// to[i][k] = (from[i][2 k], from[i][2 k + 1]) for k < depth / 2; a missing last element is zero
+SIMD_INLINE void pair_columns(BFloat16Pair* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows,
+                              int64_t depth) {
+  for (int64_t i = 0; i < rows; ++i) {
+    BFloat16* row = reinterpret_cast<BFloat16*>(to + i * to_row);
+    for (int64_t k = 0; k < depth; k += kLanes<float>)
+      store(row + k, load_lanes(from + i * from_row + k, min_lanes(depth - k, kLanes<float>)));
+  }
+}
+
+// The row of a matrix of pairs in cache: an odd number of vectors, so that a column of it spreads over all sets.
+SIMD_INLINE int64_t pair_row(int64_t columns) {
+  return ((columns + kLanes<float> - 1) / kLanes<float> | 1) * kLanes<float>;
+}
+
+// multiply with the left factor rounded to bfloat16, either contiguous along the rows or along the sum, and a right one
+// that is bfloat16 already: twice as many products per instruction. In `left`, rows x pairs, and `right`, pairs x
+// columns, both with rows of pair_row.
+inline void multiply_pairs(int64_t rows, int64_t columns, int64_t depth, LeftFactor<float> a, const float* b,
+                           int64_t b_row, Product<float> c, BFloat16Pair* left, BFloat16Pair* right,
+                           const Ahead& ahead) {
+  const int64_t pairs = (depth + 1) / 2, right_row = pair_row(columns);
+  pair_rows<false>(right, right_row, b, b_row, depth, columns);
+  LeftFactor<BFloat16Pair> factor{left, 1, pair_row(rows)};
+  if (a.column == 1) {
+    factor = {left, pair_row(pairs), 1};
+    pair_columns(left, factor.row, a.data, a.row, rows, depth);
+  } else {
+    pair_rows<true>(left, factor.column, a.data, a.column, depth, rows);
+  }
+  multiply<BFloat16Pair>(rows, columns, pairs, factor, right, right_row, c, ahead);
+}
+
+#endif
 
 // Swaps the odd blocks of Half lanes of `a` with the even ones of `b`.
 template <int Half, class V, int... Lane>

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "common/binding.h"
@@ -24,7 +25,7 @@ void fill_if_asked(Tensor& x) {
 namespace attnkernels::simd {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 Level best_of_this_cpu() {
 #if defined(__x86_64__)
@@ -33,7 +34,7 @@ Level best_of_this_cpu() {
                     __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Level::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? Level::kAvx512Bf16 : Level::kAvx512;
   if (avx2) return Level::kAvx2;
 #endif
   return Level::kBaseline;
@@ -42,13 +43,13 @@ Level best_of_this_cpu() {
 Level parse(const std::string& name, const char* where) {
   const Level best = best_of_this_cpu();
   if (name.empty() || name == "auto") return best;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < int(std::size(kNames)); ++i) {
     if (name != kNames[i]) continue;
     STD_TORCH_CHECK(i <= int(best), where, ": this CPU has instructions up to level ", kNames[int(best)], ", got ",
                     name);
     return Level(i);
   }
-  STD_TORCH_CHECK(false, where, ": expected auto, baseline, avx2 or avx512, got ", name);
+  STD_TORCH_CHECK(false, where, ": expected auto, baseline, avx2, avx512 or avx512_bf16, got ", name);
 }
 
 std::atomic<int> in_force{-1};  // -1: not decided yet

@@ -53,10 +53,15 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+// Two that follow each other along a sum, the first in the low half. A matrix of them has half the depth.
+struct BFloat16Pair {
+  uint32_t bits;
+};
 
 namespace simd {
 
-enum class Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+// kAvx512Bf16 is the code of kAvx512 with, where it asks for it, one instruction more: products of bfloat16.
+enum class Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
 // The level in force: the best of this CPU, unless ATTNKERNELS_SIMD or attnkernels::set_simd_level says otherwise.
 Level level();

@@ -46,7 +46,7 @@
 
 // The function of the level in force; to be used in the namespace around the levels' namespaces.
 #define SIMD_CHOOSE(...)                                                                      \
-  (::attnkernels::simd::level() == ::attnkernels::simd::Level::kAvx512 ? &avx512::__VA_ARGS__ \
+  (::attnkernels::simd::level() >= ::attnkernels::simd::Level::kAvx512 ? &avx512::__VA_ARGS__ \
    : ::attnkernels::simd::level() == ::attnkernels::simd::Level::kAvx2 ? &avx2::__VA_ARGS__   \
                                                                        : &baseline::__VA_ARGS__)
 #else

@@ -51,6 +51,15 @@ SIMD_INLINE Double fma(Double a, Double b, Double c) {
 #endif
 }
 
+// Lanes of two bfloat16 each: low(a) low(b) + high(a) high(b) + c. Spelled out, as the level does not have it: only
+// where Level::kAvx512Bf16 is in force.
+#if SIMD_LEVEL_NUMBER == 2
+SIMD_INLINE Float fma(Uint32 a, Uint32 b, Float c) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
+#endif
+
 // a > b ? a : b, so b where either is NaN: max(zero, x) is a ReLU that keeps NaN
 SIMD_INLINE Float max(Float a, Float b) {
 #if SIMD_LEVEL_NUMBER == 2

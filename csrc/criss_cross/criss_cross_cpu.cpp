@@ -29,13 +29,15 @@ struct Release {
 // Calls kernel(pass, scratch, begin, end) on all groups of lines of all passes, in the passes' order.
 template <class T, class Kernel>
 void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
+  using Sum = Accumulator<T>;
+  const bool of_pairs = std::is_same_v<T, BFloat16> && simd::level() == simd::Level::kAvx512Bf16;
   for_each_pass(shape, [&](const Pass& pass) {
-    const int64_t elements = Scratch<T>(nullptr, shape, pass, backward).layout.used;
+    const int64_t elements = Scratch<Sum>(nullptr, shape, pass, backward, of_pairs).layout.used;
     const int64_t line = pass.lines.length * pass.lines.length * (shape.query_channels + shape.value_channels);
     const int64_t grain = 1 + kProductsPerThread / std::max<int64_t>(line * pass.group_size, 1);
     torch::stable::parallel_for(0, pass.groups, grain, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(T), std::align_val_t(64)));
-      kernel(pass, Scratch<T>(static_cast<T*>(block.get()), shape, pass, backward), begin, end);
+      const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(Sum), std::align_val_t(64)));
+      kernel(pass, Scratch<Sum>(static_cast<Sum*>(block.get()), shape, pass, backward, of_pairs), begin, end);
     });
   });
 }
@@ -112,7 +114,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
                                                .log_sum_exp = largest + first * shape.pixels(),
                                                .sum = sum + first * shape.pixels()};
       const auto kernel = SIMD_CHOOSE(attention_forward<T>);
-      run_passes<Sum>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -171,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                     [&](int64_t begin, int64_t end) { delta(arguments, begin, end); });
       }
       const auto kernel = SIMD_CHOOSE(attention_backward<T>);
-      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -186,7 +188,7 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
   cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
     const Affinity<T> arguments{shape, input<T>(dense_query), input<T>(dense_key), output<T>(result)};
     const auto kernel = SIMD_CHOOSE(affinity_forward<T>);
-    run_passes<Accumulator<T>>(shape, false, [&](const Pass& pass, const auto& scratch, int64_t begin, int64_t end) {
+    run_passes<T>(shape, false, [&](const Pass& pass, const auto& scratch, int64_t begin, int64_t end) {
       kernel(arguments, pass, scratch, begin, end);
     });
   });
@@ -218,7 +220,7 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
                                                .partial_grad_query = partial.of(to_query, size),
                                                .partial_grad_key = partial.of(to_key, size)};
       const auto kernel = SIMD_CHOOSE(affinity_backward<T>);
-      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -243,7 +245,7 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
                                         .out = result,
                                         .partial_out = partial.of(result, size)};
       const auto kernel = SIMD_CHOOSE(aggregate_forward<T>);
-      run_passes<Sum>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -275,7 +277,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
                                                 .grad_value = to_value,
                                                 .partial_grad_value = partial.of(to_value, size)};
       const auto kernel = SIMD_CHOOSE(aggregate_backward<T>);
-      run_passes<Sum>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });

@@ -117,6 +117,18 @@ SIMD_INLINE Ahead next_lines(const T* tensor, const Shape& shape, int64_t channe
           pass.lines.step * channels * int64_t(sizeof(T)), count * int64_t(sizeof(T)), pass.lines.length};
 }
 
+// multiply, of pairs of bfloat16 where `scratch` has room for them.
+template <class T>
+SIMD_INLINE void multiply_in(const Scratch<T>& scratch, int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a,
+                             const T* b, int64_t b_row, Product<T> c, const Ahead& ahead = {}) {
+#if SIMD_LEVEL_NUMBER == 2
+  if constexpr (std::is_same_v<T, float>) {
+    if (scratch.left) return multiply_pairs(rows, columns, depth, a, b, b_row, c, scratch.left, scratch.right, ahead);
+  }
+#endif
+  multiply<T>(rows, columns, depth, a, b, b_row, c, ahead);
+}
+
 // What the passes over a map add up to: `result`, and until the last pass `partial`, in the accumulators' type.
 template <class T>
 struct Sums {
@@ -143,12 +155,12 @@ void add_products(const Sums<T>& sums, int64_t channel, int64_t count, const Lef
   if (sums.partial.channels_last && (same_type || !pass.last)) {  // a group of one line
     const int64_t channels = sums.partial.channels;
     const Product<Sum> to{sums.partial.data + group.start * channels + channel, pass.lines.step * channels, scale};
-    multiply(length, count, length, a(0), b.line(0), b.row, to, ahead);
+    multiply_in(scratch, length, count, length, a(0), b.line(0), b.row, to, ahead);
     return;
   }
   for (int64_t g = 0; g < group.count; ++g)
-    multiply(length, count, length, a(g), b.line(g), b.row,
-             Product<Sum>{scratch.result.line(g), scratch.result.row, nullptr});
+    multiply_in(scratch, length, count, length, a(g), b.line(g), b.row,
+                Product<Sum>{scratch.result.line(g), scratch.result.row, nullptr});
   if (same_type || pass.last) {
     store_lines(sums.result, sums.partial.data, channel, count, scratch.result, pass, group, scale, scale_row);
   } else {
@@ -177,7 +189,7 @@ void line_products(const LineMatrices<T>& to, const LineMatrices<T>& left, const
   // to a quarter of its lanes costs more than dot products, which take 1/12 of it per column.
   const int64_t rest = length % kLanes<T>, columns = length > rest && rest * 4 <= kLanes<T> ? length - rest : length;
   transpose_into(scratch.transposed, scratch.square, right.line(g), right.row, columns, channels);
-  multiply<T>(length, columns, channels, {left.line(g), left.row, 1}, scratch.transposed, scratch.square,
+  multiply_in(scratch, length, columns, channels, {left.line(g), left.row, 1}, scratch.transposed, scratch.square,
               {to.line(g), to.row, scale});
   for (int64_t b = columns; b < length; ++b) {
     const T* other = right.line(g) + b * right.row;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/simd.h"
 #include "criss_cross/criss_cross.h"
 
 namespace attnkernels::criss_cross {
@@ -107,8 +108,9 @@ struct Scratch {
   T* old_scale;                      // [line][pixel], forward: what the sum so far is multiplied by
   T *statistic, *other_statistic;    // [pixel] of one line
   T* ones;                           // [pixel]
+  BFloat16Pair *left, *right;        // the factors of a product of bfloat16; null where products are of T
 
-  Scratch(T* block, const Shape& shape, const Pass& pass, bool backward)
+  Scratch(T* block, const Shape& shape, const Pass& pass, bool backward, bool of_pairs)
       : layout{block},
         slab(pass.slab(shape.value_channels, sizeof(T))),
         square(padded<T>(pass.lines.length)),
@@ -123,8 +125,22 @@ struct Scratch {
         old_scale(layout.take(pass.group_size, square)),
         statistic(layout.take(1, square)),
         other_statistic(layout.take(1, square)),
-        ones(layout.take(1, square)) {
+        ones(layout.take(1, square)),
+        left(nullptr),
+        right(nullptr) {
+    if (of_pairs) {
+      const int64_t length = pass.lines.length, pixels = (length + 1) / 2;  // pairs of pixels, of channels
+      const int64_t widest = std::max(shape.query_channels, slab), channels = (widest + 1) / 2;
+      left = take_pairs(length, std::max(padded<T>(channels), square));
+      right = take_pairs(std::max(channels, pixels), std::max(padded<T>(widest), square));
+    }
     if (block) std::fill_n(ones, square, T(1));
+  }
+
+ private:
+  BFloat16Pair* take_pairs(int64_t rows, int64_t row) {
+    static_assert(sizeof(BFloat16Pair) <= sizeof(T));
+    return reinterpret_cast<BFloat16Pair*>(layout.take(rows, row));
   }
 };
 
