@@ -8,8 +8,8 @@ Attention rounds once more on the way (`rounded_inside`), which adds one roundin
 softmax that is the largest of all gradients of the call: these are differences of terms of that size, and may cancel.
 - It keeps its output for the backward and nothing of its probabilities: the softmax's gradient subtracts
   sum(grad_output * output) with the output as it was stored.
-- On tensor cores the probabilities and their gradients are operands of a matrix product, which have 16 bits where the
-  tensors do: a sum's error scales with its terms, not with what is left of them.
+- On tensor cores, and by a CPU's products of bfloat16, the probabilities and their gradients are operands of a matrix
+  product, which have 16 bits where the tensors do: a sum's error scales with its terms, not with what is left of them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class OpCase:
         arguments: maps a Maker to `(args, kwargs)`.
         small: quick enough for the host emulation and for numerical gradients.
         through_output: the tensor arguments whose gradient is computed from the stored output (see `_accuracy`).
-        products: whether the op multiplies matrices, whose operands are rounded on tensor cores (see `_accuracy`).
+        products: whether the op multiplies matrices, whose operands may be rounded to 16 bits (see `_accuracy`).
     """
 
     op: str
@@ -60,8 +60,11 @@ class OpCase:
 
     def rounded_inside(self, wall: str, dtype: torch.dtype, argument: int | None = None) -> bool:
         """Whether a wall rounds on the way to the output or, if one is named, to an argument's gradient."""
-        tensor_cores = self.products and wall != "cpu" and dtype.itemsize == 2
-        return tensor_cores or argument in self.through_output
+        if wall == "cpu":
+            rounds = dtype == torch.bfloat16 and torch.ops.attnkernels.simd_level() == "avx512_bf16"
+        else:
+            rounds = dtype.itemsize == 2
+        return (self.products and rounds) or argument in self.through_output
 
     def make(
         self, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous", seed: int = 0

@@ -250,36 +250,5 @@ void transpose_into(Accumulator<T>* to, int64_t to_row, const T* from, int64_t f
   }
 }
 
-// to[j][i] = from[i][j] (+ scale[i] old[j][i]) for i < rows, j < columns, converted; nothing else is written. `old`
-// lies as `to` does and may be it. Rows of `from` are read up to a whole number of vectors.
-template <class T>
-void transpose_out(T* to, const Accumulator<T>* old, int64_t to_row, const Accumulator<T>* from, int64_t from_row,
-                   int64_t rows, int64_t columns, const Accumulator<T>* scale) {
-  constexpr int kStep = kLanes<T>;
-  for (int64_t i = 0; i < rows; i += kStep) {
-    const int64_t height = rows - i < kStep ? rows - i : kStep;
-    const Vec<T> factor = scale ? load_partial(scale + i, height) : Vec<T>{};
-    for (int64_t j = 0; j < columns; j += kStep) {
-      const int64_t width = columns - j < kStep ? columns - j : kStep;
-      Vec<T> block[kStep];
-      if (height == kStep) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kStep; ++r) block[r] = load(from + (i + r) * from_row + j);
-      } else {
-        for (int r = 0; r < kStep; ++r) block[r] = r < height ? load(from + (i + r) * from_row + j) : Vec<T>{};
-      }
-      transpose_vectors<kStep / 2>(block);
-      for (int c = 0; c < width; ++c) {
-        const int64_t at = (j + c) * to_row + i;
-        if (height == kStep) {
-          store(to + at, scale ? fma(load(old + at), factor, block[c]) : block[c]);
-        } else {
-          store_partial(to + at, scale ? fma(load_partial(old + at, height), factor, block[c]) : block[c], height);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace attnkernels::simd::SIMD_LEVEL

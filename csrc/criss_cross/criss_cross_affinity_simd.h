@@ -12,53 +12,47 @@ SIMD_INLINE KeyChannels key_channels(const Shape& shape, const Pass& pass) {
   return pass.lines.skips_itself ? KeyChannels{shape.width, pass.lines.length - 1} : KeyChannels{0, pass.lines.length};
 }
 
-// scratch.probability [query][key] = the affinity's channels of a group's lines, zero for the pixel itself
+// scratch.probability [query][key] = the affinity's channels of a line, zero for the pixel itself
 template <class T>
 void load_weights(const Scratch<Accumulator<T>>& scratch, const T* affinity, const Shape& shape, const Pass& pass,
-                  const Group& group) {
+                  int64_t start) {
   using Sum = Accumulator<T>;
   const KeyChannels keys = key_channels(shape, pass);
-  load_lines(scratch.probability, sample_of(affinity, shape, shape.affinity_channels(), group), keys.first, keys.count,
-             pass, group);
+  load_line(scratch.probability, Map<const T>{affinity, shape.affinity_channels()}, keys.first, keys.count, pass,
+            start);
   if (!pass.lines.skips_itself) return;
-  for (int64_t g = 0; g < group.count; ++g) {
-    for (int64_t i = 0; i <= keys.count; ++i) {
-      Sum* row = scratch.probability.line(g) + i * scratch.square;
-      __builtin_memmove(row + i + 1, row + i, (keys.count - i) * sizeof(Sum));
-      row[i] = 0;
-    }
+  for (int64_t i = 0; i <= keys.count; ++i) {
+    Sum* row = scratch.probability.data + i * scratch.square;
+    __builtin_memmove(row + i + 1, row + i, (keys.count - i) * sizeof(Sum));
+    row[i] = 0;
   }
 }
 
 template <class T>
-void store_weights(T* affinity, const LineMatrices<Accumulator<T>>& weights, const Shape& shape, const Pass& pass,
-                   const Group& group) {
+void store_weights(T* affinity, const LineMatrix<Accumulator<T>>& weights, const Shape& shape, const Pass& pass,
+                   int64_t start) {
   using Sum = Accumulator<T>;
   const KeyChannels keys = key_channels(shape, pass);
-  for (int64_t g = 0; pass.lines.skips_itself && g < group.count; ++g) {
-    for (int64_t i = 0; i <= keys.count; ++i) {
-      Sum* row = weights.line(g) + i * weights.row;
-      __builtin_memmove(row + i, row + i + 1, (keys.count - i) * sizeof(Sum));
-    }
+  for (int64_t i = 0; pass.lines.skips_itself && i <= keys.count; ++i) {
+    Sum* row = weights.data + i * weights.row;
+    __builtin_memmove(row + i, row + i + 1, (keys.count - i) * sizeof(Sum));
   }
-  store_lines(sample_of(affinity, shape, shape.affinity_channels(), group), no_scale<Sum>, keys.first, keys.count,
-              weights, pass, group, no_scale<Sum>, 0);
+  store_line(Map<T>{affinity, shape.affinity_channels()}, no_scale<Sum>, keys.first, keys.count, weights, pass, start,
+             no_scale<Sum>);
 }
 
 // affinity[i][j] = sum_c query[i][c] key[j][c]
 template <class T>
 void affinity_forward(const Affinity<T>& arguments, const Pass& pass, const Scratch<Accumulator<T>>& scratch,
                       int64_t begin, int64_t end) {
-  const Shape& shape = arguments.shape;
-  const int64_t channels = shape.query_channels;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    load_lines(scratch.query, sample_of(arguments.query, shape, channels, group), 0, channels, pass, group);
-    load_lines(scratch.key, sample_of(arguments.key, shape, channels, group), 0, channels, pass, group);
-    for (int64_t g = 0; g < group.count; ++g)
-      line_products(scratch.probability, scratch.query, scratch.key, g, pass.lines.length, channels, scratch,
-                    no_scale<Accumulator<T>>);
-    store_weights(arguments.affinity, scratch.probability, shape, pass, group);
+  const int64_t channels = arguments.shape.query_channels;
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    load_line(scratch.query, Map<const T>{arguments.query, channels}, 0, channels, pass, start);
+    load_line(scratch.key, Map<const T>{arguments.key, channels}, 0, channels, pass, start);
+    line_products(scratch.probability, scratch.query, scratch.key, pass.lines.length, channels, scratch,
+                  no_scale<Accumulator<T>>);
+    store_weights(arguments.affinity, scratch.probability, arguments.shape, pass, start);
   }
 }
 
@@ -66,16 +60,13 @@ void affinity_forward(const Affinity<T>& arguments, const Pass& pass, const Scra
 template <class T>
 void affinity_backward(const AffinityBackward<T, Accumulator<T>>& arguments, const Pass& pass,
                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
-  const Shape& shape = arguments.shape;
-  const int64_t channels = shape.query_channels;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    load_weights(scratch, arguments.grad_affinity, shape, pass, group);
-    if (arguments.grad_query)
-      load_lines(scratch.key, sample_of(arguments.key, shape, channels, group), 0, channels, pass, group);
-    if (arguments.grad_key)
-      load_lines(scratch.query, sample_of(arguments.query, shape, channels, group), 0, channels, pass, group);
-    query_and_key_gradients(arguments, scratch, pass, group, scratch.square, 1);
+  const int64_t channels = arguments.shape.query_channels;
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    load_weights(scratch, arguments.grad_affinity, arguments.shape, pass, start);
+    if (arguments.grad_query) load_line(scratch.key, Map<const T>{arguments.key, channels}, 0, channels, pass, start);
+    if (arguments.grad_key) load_line(scratch.query, Map<const T>{arguments.query, channels}, 0, channels, pass, start);
+    query_and_key_gradients(arguments, scratch, pass, start, scratch.square, 1);
   }
 }
 
@@ -84,18 +75,16 @@ template <class T>
 void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass& pass,
                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
-  const Shape& shape = arguments.shape;
-  const int64_t channels = shape.value_channels;
+  const int64_t channels = arguments.shape.value_channels;
   const Sum* scale = pass.first ? nullptr : scratch.ones;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    load_weights(scratch, arguments.affinity, shape, pass, group);
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    load_weights(scratch, arguments.affinity, arguments.shape, pass, start);
     for (int64_t c = 0; c < channels; c += scratch.slab) {
       const int64_t count = min_of(scratch.slab, channels - c);
-      load_lines(scratch.value, sample_of(arguments.value, shape, channels, group), c, count, pass, group);
-      const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), scratch.square, 1}; };
-      add_products(sums_of(arguments.out, arguments.partial_out, shape, channels, group), c, count, weights,
-                   scratch.value, scratch, pass, group, scale, 0);
+      load_line(scratch.value, Map<const T>{arguments.value, channels}, c, count, pass, start);
+      add_products(Sums{arguments.out, arguments.partial_out, channels}, c, count,
+                   {scratch.probability.data, scratch.square, 1}, scratch.value, scratch, pass, start, scale);
     }
   }
 }
@@ -105,30 +94,27 @@ template <class T>
 void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, const Pass& pass,
                         const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
-  const Shape& shape = arguments.shape;
-  const int64_t channels = shape.value_channels, length = pass.lines.length;
+  const int64_t channels = arguments.shape.value_channels, length = pass.lines.length;
   const Sum* scale = pass.first ? nullptr : scratch.ones;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    if (arguments.grad_value) load_weights(scratch, arguments.affinity, shape, pass, group);
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    if (arguments.grad_value) load_weights(scratch, arguments.affinity, arguments.shape, pass, start);
     int64_t c = 0;
     do {  // once without any channels too, for a grad_affinity of zero
       const int64_t count = min_of(scratch.slab, channels - c);
-      load_lines(scratch.grad_out, sample_of(arguments.grad_out, shape, channels, group), c, count, pass, group);
-      if (arguments.grad_value) {
-        const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square}; };
-        add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, channels, group), c, count,
-                     weights, scratch.grad_out, scratch, pass, group, scale, 0);
-      }
+      load_line(scratch.grad_out, Map<const T>{arguments.grad_out, channels}, c, count, pass, start);
+      if (arguments.grad_value)
+        add_products(Sums{arguments.grad_value, arguments.partial_grad_value, channels}, c, count,
+                     {scratch.probability.data, 1, scratch.square}, scratch.grad_out, scratch, pass, start, scale);
       if (arguments.grad_affinity) {
-        load_lines(scratch.value, sample_of(arguments.value, shape, channels, group), c, count, pass, group);
-        for (int64_t g = 0; g < group.count; ++g)
-          line_products<Sum>(scratch.grad_probability, scratch.grad_out, scratch.value, g, length, count, scratch,
-                             c ? scratch.ones : nullptr);
+        load_line(scratch.value, Map<const T>{arguments.value, channels}, c, count, pass, start);
+        line_products(scratch.grad_probability, scratch.grad_out, scratch.value, length, count, scratch,
+                      c ? scratch.ones : no_scale<Sum>);
       }
       c += scratch.slab;
     } while (c < channels);
-    if (arguments.grad_affinity) store_weights(arguments.grad_affinity, scratch.grad_probability, shape, pass, group);
+    if (arguments.grad_affinity)
+      store_weights(arguments.grad_affinity, scratch.grad_probability, arguments.shape, pass, start);
   }
 }
 

@@ -1,5 +1,5 @@
-// Criss-cross attention, forward and backward; included once per level. Each kernel takes the groups of lines
-// [begin, end) of a pass: a line's channels become matrices in cache, its attention a few small products of them.
+// Criss-cross attention, forward and backward; included once per level. Each kernel takes the lines [begin, end) of a
+// pass: a line's channels become matrices in cache, its attention a few small products of them.
 
 namespace attnkernels::criss_cross::SIMD_LEVEL {
 namespace {
@@ -17,10 +17,10 @@ SIMD_INLINE void store_statistic(T* to, const T* from, const Lines& lines, int64
 // probability[j][i] = exp(energy[j][i] - m[i]) / l[i], m and l the largest energy and the sum of the exponentials of
 // this line and all before; old_scale[i] is what the average of the passes before is worth in the new one.
 template <class T>
-void line_softmax(const Scratch<T>& scratch, int64_t g, const Pass& pass) {
+void line_softmax(const Scratch<T>& scratch, const Pass& pass) {
   const int64_t length = pass.lines.length, row = scratch.square;
-  T* energy = scratch.probability.line(g);
-  T *largest = scratch.statistic, *sums = scratch.other_statistic, *old_scale = scratch.old_scale + g * row;
+  T* energy = scratch.probability.data;
+  T *largest = scratch.statistic, *sums = scratch.other_statistic, *old_scale = scratch.old_scale;
   const T infinity = T(__builtin_inf());
   if (pass.lines.skips_itself)
     for (int64_t i = 0; i < length; ++i) energy[i * row + i] = -infinity;
@@ -51,68 +51,44 @@ template <class T>
 void attention_forward(const AttentionForward<T, Accumulator<T>>& arguments, const Pass& pass,
                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
-  const Shape& shape = arguments.shape;
-  const int64_t length = pass.lines.length, channels = shape.query_channels;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    load_lines(scratch.query, sample_of(arguments.query, shape, channels, group), 0, channels, pass, group);
-    load_lines(scratch.key, sample_of(arguments.key, shape, channels, group), 0, channels, pass, group);
-    for (int64_t g = 0; g < group.count; ++g) {
-      const int64_t start = group.sample * shape.pixels() + group.start + g;
-      if (!pass.first) {
-        load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines, start);
-        load_statistic(scratch.other_statistic, arguments.sum, pass.lines, start);
-      }
-      line_products(scratch.probability, scratch.key, scratch.query, g, length, channels, scratch, no_scale<Sum>);
-      line_softmax(scratch, g, pass);
-      store_statistic(arguments.log_sum_exp, scratch.statistic, pass.lines, start);
-      store_statistic(arguments.sum, scratch.other_statistic, pass.lines, start);
+  const int64_t length = pass.lines.length;
+  const int64_t query_channels = arguments.shape.query_channels, value_channels = arguments.shape.value_channels;
+  const Map<const T> query{arguments.query, query_channels}, key{arguments.key, query_channels},
+      value{arguments.value, value_channels};
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    load_line(scratch.query, query, 0, query_channels, pass, start);
+    load_line(scratch.key, key, 0, query_channels, pass, start);
+    if (!pass.first) {
+      load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines, start);
+      load_statistic(scratch.other_statistic, arguments.sum, pass.lines, start);
     }
+    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<Sum>);
+    line_softmax(scratch, pass);
+    store_statistic(arguments.log_sum_exp, scratch.statistic, pass.lines, start);
+    store_statistic(arguments.sum, scratch.other_statistic, pass.lines, start);
+    const LeftFactor<Sum> probability{scratch.probability.data, 1, scratch.square};
     const Sum* scale = pass.first ? nullptr : scratch.old_scale;
-    for (int64_t c = 0; c < shape.value_channels; c += scratch.slab) {
-      const int64_t count = min_of(scratch.slab, shape.value_channels - c);
-      load_lines(scratch.value, sample_of(arguments.value, shape, shape.value_channels, group), c, count, pass, group);
-      const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), 1, scratch.square}; };
-      add_products(sums_of(arguments.out, arguments.partial_out, shape, shape.value_channels, group), c, count, weights,
-                   scratch.value, scratch, pass, group, scale, scratch.square,
-                   next_lines(arguments.value, shape, shape.value_channels, count, pass, index, end));
+    for (int64_t c = 0; c < value_channels; c += scratch.slab) {
+      const int64_t count = min_of(scratch.slab, value_channels - c);
+      load_line(scratch.value, value, c, count, pass, start);
+      add_products(Sums{arguments.out, arguments.partial_out, value_channels}, c, count, probability, scratch.value,
+                   scratch, pass, start, scale, next_line(value, count, pass, line, end));
     }
   }
 }
 
-// delta = sum_c grad_out[c] out[c] of the pixels [begin, end), counted over all samples
+// delta[p] = sum_c grad_out[p][c] out[p][c] for begin <= p < end
 template <class T>
-void attention_delta(const AttentionBackward<T, Accumulator<T>>& arguments, int64_t begin, int64_t end) {
-  const Shape& shape = arguments.shape;
-  const int64_t channels = shape.value_channels, pixels = shape.pixels();
-  if (shape.channels_last) {
-    for (int64_t p = begin; p < end; ++p) {
-      const T *grad_out = arguments.grad_out + p * channels, *out = arguments.out + p * channels;
-      Vec<T> sum{};
-      int64_t c = 0;
-      for (; c + kLanes<T> <= channels; c += kLanes<T>) sum = fma(load(grad_out + c), load(out + c), sum);
-      if (c < channels) sum = fma(load_partial(grad_out + c, channels - c), load_partial(out + c, channels - c), sum);
-      arguments.delta[p] = reduce_add(sum);
+void attention_delta(Accumulator<T>* delta, const T* grad_out, const T* out, int64_t channels, int64_t begin,
+                     int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
+    Vec<T> sum{};
+    for (int64_t c = 0; c < channels; c += kLanes<T>) {
+      const int64_t lanes = min_of(channels - c, kLanes<T>), at = p * channels + c;
+      sum = fma(load_lanes(grad_out + at, lanes), load_lanes(out + at, lanes), sum);
     }
-    return;
-  }
-  constexpr int64_t kBlock = 16 * kLanes<T>;  // about 1 KiB of each plane at a time
-  for (int64_t p = begin; p < end;) {
-    const int64_t sample = p / pixels, count = min_of(kBlock, min_of(end, (sample + 1) * pixels) - p);
-    const int64_t offset = p + sample * (channels - 1) * pixels;
-    Vec<T> sum[kBlock / kLanes<T>] = {};
-    for (int64_t c = 0; c < channels; ++c) {
-      const T *grad_out = arguments.grad_out + offset + c * pixels, *out = arguments.out + offset + c * pixels;
-      int64_t i = 0;
-      for (; i + kLanes<T> <= count; i += kLanes<T>)
-        sum[i / kLanes<T>] = fma(load(grad_out + i), load(out + i), sum[i / kLanes<T>]);
-      if (i < count)
-        sum[i / kLanes<T>] =
-            fma(load_partial(grad_out + i, count - i), load_partial(out + i, count - i), sum[i / kLanes<T>]);
-    }
-    for (int64_t i = 0; i < count; i += kLanes<T>)
-      store_partial(arguments.delta + p + i, sum[i / kLanes<T>], min_of(kLanes<T>, count - i));
-    p += count;
+    delta[p] = reduce_add(sum);
   }
 }
 
@@ -123,54 +99,45 @@ template <class T>
 void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, const Pass& pass,
                         const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
   using Sum = Accumulator<T>;
-  const Shape& shape = arguments.shape;
   const int64_t length = pass.lines.length, row = scratch.square;
-  const int64_t query_channels = shape.query_channels, value_channels = shape.value_channels;
+  const int64_t query_channels = arguments.shape.query_channels, value_channels = arguments.shape.value_channels;
+  const Map<const T> query{arguments.query, query_channels}, key{arguments.key, query_channels},
+      value{arguments.value, value_channels}, grad_out{arguments.grad_out, value_channels};
   const bool needs_energies = arguments.grad_query || arguments.grad_key;
   const Sum* scale = pass.first ? nullptr : scratch.ones;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = pass.group(index);
-    load_lines(scratch.query, sample_of(arguments.query, shape, query_channels, group), 0, query_channels, pass, group);
-    load_lines(scratch.key, sample_of(arguments.key, shape, query_channels, group), 0, query_channels, pass, group);
-    for (int64_t g = 0; g < group.count; ++g) {
-      load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines,
-                     group.sample * shape.pixels() + group.start + g);
-      line_products(scratch.probability, scratch.key, scratch.query, g, length, query_channels, scratch, no_scale<Sum>);
-      Sum* p = scratch.probability.line(g);
-      for (int64_t j = 0; j < length; ++j)
-        for (int64_t i = 0; i < length; i += kLanes<T>)
-          store(p + j * row + i, exp(load(p + j * row + i) - load(scratch.statistic + i)));
-      if (pass.lines.skips_itself)
-        for (int64_t i = 0; i < length; ++i) p[i * row + i] = 0;
-    }
+  Sum* p = scratch.probability.data;
+  const Sum* grad_p = scratch.grad_probability.data;
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t start = pass.start(line);
+    load_line(scratch.query, query, 0, query_channels, pass, start);
+    load_line(scratch.key, key, 0, query_channels, pass, start);
+    load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines, start);
+    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<Sum>);
+    for (int64_t j = 0; j < length; ++j)
+      for (int64_t i = 0; i < length; i += kLanes<T>)
+        store(p + j * row + i, exp(load(p + j * row + i) - load(scratch.statistic + i)));
+    if (pass.lines.skips_itself)
+      for (int64_t i = 0; i < length; ++i) p[i * row + i] = 0;
     int64_t c = 0;
     do {  // once without any channels too, for a grad_probability of zero
       const int64_t count = min_of(scratch.slab, value_channels - c);
-      load_lines(scratch.grad_out, sample_of(arguments.grad_out, shape, value_channels, group), c, count, pass, group);
-      if (arguments.grad_value) {
-        const auto weights = [&](int64_t g) { return LeftFactor<Sum>{scratch.probability.line(g), row, 1}; };
-        add_products(sums_of(arguments.grad_value, arguments.partial_grad_value, shape, value_channels, group), c,
-                     count, weights, scratch.grad_out, scratch, pass, group, scale, 0,
-                     next_lines(arguments.grad_out, shape, value_channels, count, pass, index, end));
-      }
+      load_line(scratch.grad_out, grad_out, c, count, pass, start);
+      if (arguments.grad_value)
+        add_products(Sums{arguments.grad_value, arguments.partial_grad_value, value_channels}, c, count, {p, row, 1},
+                     scratch.grad_out, scratch, pass, start, scale, next_line(grad_out, count, pass, line, end));
       if (needs_energies) {
-        load_lines(scratch.value, sample_of(arguments.value, shape, value_channels, group), c, count, pass, group);
-        for (int64_t g = 0; g < group.count; ++g)
-          line_products<Sum>(scratch.grad_probability, scratch.value, scratch.grad_out, g, length, count, scratch,
-                             c ? scratch.ones : nullptr);
+        load_line(scratch.value, value, c, count, pass, start);
+        line_products(scratch.grad_probability, scratch.value, scratch.grad_out, length, count, scratch,
+                      c ? scratch.ones : no_scale<Sum>);
       }
       c += scratch.slab;
     } while (c < value_channels);
     if (!needs_energies) continue;
-    for (int64_t g = 0; g < group.count; ++g) {
-      load_statistic(scratch.statistic, arguments.delta, pass.lines, group.sample * shape.pixels() + group.start + g);
-      Sum* p = scratch.probability.line(g);
-      const Sum* grad_p = scratch.grad_probability.line(g);
-      for (int64_t j = 0; j < length; ++j)
-        for (int64_t i = 0; i < length; i += kLanes<T>)
-          store(p + j * row + i, load(p + j * row + i) * (load(grad_p + j * row + i) - load(scratch.statistic + i)));
-    }
-    query_and_key_gradients(arguments, scratch, pass, group, 1, row);
+    load_statistic(scratch.statistic, arguments.delta, pass.lines, start);
+    for (int64_t j = 0; j < length; ++j)
+      for (int64_t i = 0; i < length; i += kLanes<T>)
+        store(p + j * row + i, load(p + j * row + i) * (load(grad_p + j * row + i) - load(scratch.statistic + i)));
+    query_and_key_gradients(arguments, scratch, pass, start, 1, row);
   }
 }
 

@@ -47,10 +47,6 @@ inline Tensor allocate_gradient(bool wanted, const Tensor& like, bool channels_l
   return wanted ? allocate_map(like.sizes(), like, channels_last) : allocate({0}, like.scalar_type(), like);
 }
 
-inline Tensor allocate_affinity(const Shape& shape, const Tensor& like) {
-  return allocate_map({shape.samples, shape.affinity_channels(), shape.height, shape.width}, like, shape.channels_last);
-}
-
 template <class T>
 const T* input(const Tensor& x) {
   return static_cast<const T*>(x.const_data_ptr());

@@ -26,7 +26,7 @@ struct Release {
   void operator()(void* block) const { ::operator delete(block, std::align_val_t(64)); }
 };
 
-// Calls kernel(pass, scratch, begin, end) on all groups of lines of all passes, in the passes' order.
+// Calls kernel(pass, scratch, begin, end) on all lines of all passes, in the passes' order.
 template <class T, class Kernel>
 void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
   using Sum = Accumulator<T>;
@@ -34,12 +34,53 @@ void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
   for_each_pass(shape, [&](const Pass& pass) {
     const int64_t elements = Scratch<Sum>(nullptr, shape, pass, backward, of_pairs).layout.used;
     const int64_t line = pass.lines.length * pass.lines.length * (shape.query_channels + shape.value_channels);
-    const int64_t grain = 1 + kProductsPerThread / std::max<int64_t>(line * pass.group_size, 1);
-    torch::stable::parallel_for(0, pass.groups, grain, [&](int64_t begin, int64_t end) {
+    const int64_t grain = 1 + kProductsPerThread / std::max<int64_t>(line, 1);
+    torch::stable::parallel_for(0, pass.count, grain, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(Sum), std::align_val_t(64)));
       kernel(pass, Scratch<Sum>(static_cast<Sum*>(block.get()), shape, pass, backward, of_pairs), begin, end);
     });
   });
+}
+
+// ---- layouts: the kernels work on pixels of contiguous channels, other maps are copied to that and back
+
+// Pixels of a sample that one thread transposes: a strip of transpose_map, and enough to be worth waking it.
+constexpr int64_t kTransposed = 64;
+
+// to[sample][column][row] = from[sample][row][column]
+void transpose(const Tensor& to, const Tensor& from, int64_t samples, int64_t rows, int64_t columns) {
+  if (from.numel() == 0) return;
+  const int64_t strips = (columns + kTransposed - 1) / kTransposed;
+  cpu::dispatch("criss_cross", from.scalar_type(), [&]<class T>(T) {
+    const auto kernel = SIMD_CHOOSE(transpose_map<T>);
+    T* target = static_cast<T*>(to.mutable_data_ptr());
+    const T* source = static_cast<const T*>(from.const_data_ptr());
+    const int64_t grain = 1 + kPixelsPerThread / (rows * kTransposed);
+    torch::stable::parallel_for(0, samples * strips, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t map = i / strips * rows * columns, strip = i % strips * kTransposed;
+        kernel(target + map, source + map, rows, columns, strip, std::min(columns, strip + kTransposed));
+      }
+    });
+  });
+}
+
+Tensor channels_last_map(const Tensor& x) {
+  const bool one = x.size(1) == 1 || x.numel() == x.size(0) * x.size(1);
+  if (!x.is_contiguous() || one) return dense_map(x, true);
+  Tensor result = allocate_map(x.sizes(), x, true);
+  const int64_t maps = std::max<int64_t>(x.size(0) * x.size(1), 1);
+  transpose(result, x, x.size(0), x.size(1), x.numel() / maps);
+  return result;
+}
+
+// The result [.., C] of a call as a map in the layout of the call.
+Tensor in_layout(Tensor x, bool channels_last) {
+  if (channels_last || x.dim() == 1) return x;
+  Tensor result = allocate_map(x.sizes(), x, false);
+  const int64_t maps = std::max<int64_t>(x.size(0) * x.size(1), 1);
+  transpose(result, x, x.size(0), x.numel() / maps, x.size(1));
+  return result;
 }
 
 // Where partial sums are held: in the results, or for 16-bit types in a workspace for a few samples at a time.
@@ -91,11 +132,11 @@ T* offset(T* start, int64_t elements) {
 
 std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value) {
   const Shape shape = attention_shape("criss_cross_attention", query, key, value);
-  const Tensor dense_query = dense_map(query, shape.channels_last), dense_key = dense_map(key, shape.channels_last),
-               dense_value = dense_map(value, shape.channels_last);
-  Tensor out = allocate_map(value.sizes(), value, shape.channels_last);
+  const Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
+               dense_value = channels_last_map(value);
+  Tensor out = allocate_map(value.sizes(), value, true);
   Tensor log_sum_exp = allocate(pixel_sizes(value), accumulation_dtype(value.scalar_type()), value);
-  if (log_sum_exp.numel() == 0) return {std::move(out), std::move(log_sum_exp)};
+  if (log_sum_exp.numel() == 0) return {in_layout(std::move(out), shape.channels_last), std::move(log_sum_exp)};
   const Tensor sums = allocate(log_sum_exp.sizes(), log_sum_exp.scalar_type(), value);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
@@ -122,7 +163,17 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
       for (int64_t i = begin; i < end; ++i) largest[i] += std::log(sum[i]);
     });
   });
-  return {std::move(out), std::move(log_sum_exp)};
+  return {in_layout(std::move(out), shape.channels_last), std::move(log_sum_exp)};
+}
+
+// delta = sum_c grad_out[c] out[c] of each pixel
+void compute_delta(const Tensor& delta, const Tensor& grad_out, const Tensor& out) {
+  cpu::dispatch("criss_cross", out.scalar_type(), [&]<class T>(T) {
+    const auto kernel = SIMD_CHOOSE(attention_delta<T>);
+    torch::stable::parallel_for(0, delta.numel(), kPixelsPerThread, [&](int64_t begin, int64_t end) {
+      kernel(output<Accumulator<T>>(delta), input<T>(grad_out), input<T>(out), out.size(1), begin, end);
+    });
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
@@ -135,15 +186,17 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   STD_TORCH_CHECK(log_sum_exp.numel() == shape.samples * shape.pixels() && log_sum_exp.device() == value.device() &&
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
-  const bool channels_last = shape.channels_last;
-  const Tensor dense_query = dense_map(query, channels_last), dense_key = dense_map(key, channels_last),
-               dense_value = dense_map(value, channels_last), dense_out = dense_map(out, channels_last),
-               dense_grad = dense_map(grad_out, channels_last), statistics = attnkernels::contiguous(log_sum_exp);
-  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, channels_last),
-         grad_key = allocate_gradient(needs & kNeedsKey, key, channels_last),
-         grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
-  if (log_sum_exp.numel() == 0) return {std::move(grad_query), std::move(grad_key), std::move(grad_value)};
+  const Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
+               dense_value = channels_last_map(value), dense_grad = channels_last_map(grad_out),
+               statistics = attnkernels::contiguous(log_sum_exp);
+  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, true),
+         grad_key = allocate_gradient(needs & kNeedsKey, key, true),
+         grad_value = allocate_gradient(needs & kNeedsValue, value, true);
+  if (log_sum_exp.numel() == 0)
+    return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last),
+            in_layout(std::move(grad_value), shape.channels_last)};
   const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
+  if (needs & (kNeedsQuery | kNeedsKey)) compute_delta(deltas, dense_grad, channels_last_map(out));
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t query_size = shape.query_channels * shape.pixels(),
@@ -158,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                                 .query = input<T>(dense_query) + first * query_size,
                                                 .key = input<T>(dense_key) + first * query_size,
                                                 .value = input<T>(dense_value) + first * value_size,
-                                                .out = input<T>(dense_out) + first * value_size,
+                                                .out = nullptr,  // it is in delta
                                                 .log_sum_exp = input<Sum>(statistics) + first * shape.pixels(),
                                                 .delta = output<Sum>(deltas) + first * shape.pixels(),
                                                 .grad_query = to_query,
@@ -167,24 +220,20 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                                 .partial_grad_query = partial.of(to_query, query_size),
                                                 .partial_grad_key = partial.of(to_key, query_size),
                                                 .partial_grad_value = partial.of(to_value, value_size)};
-      if (to_query || to_key) {
-        const auto delta = SIMD_CHOOSE(attention_delta<T>);
-        torch::stable::parallel_for(0, part.samples * part.pixels(), kPixelsPerThread,
-                                    [&](int64_t begin, int64_t end) { delta(arguments, begin, end); });
-      }
       const auto kernel = SIMD_CHOOSE(attention_backward<T>);
       run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
   });
-  return {std::move(grad_query), std::move(grad_key), std::move(grad_value)};
+  return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last),
+          in_layout(std::move(grad_value), shape.channels_last)};
 }
 
 Tensor affinity(const Tensor& query, const Tensor& key) {
   const Shape shape = affinity_shape("criss_cross_affinity", query, key);
-  const Tensor dense_query = dense_map(query, shape.channels_last), dense_key = dense_map(key, shape.channels_last);
-  Tensor result = allocate_affinity(shape, query);
+  const Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key);
+  Tensor result = allocate_map({shape.samples, shape.affinity_channels(), shape.height, shape.width}, query, true);
   cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
     const Affinity<T> arguments{shape, input<T>(dense_query), input<T>(dense_key), output<T>(result)};
     const auto kernel = SIMD_CHOOSE(affinity_forward<T>);
@@ -192,7 +241,7 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
       kernel(arguments, pass, scratch, begin, end);
     });
   });
-  return result;
+  return in_layout(std::move(result), shape.channels_last);
 }
 
 std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const Tensor& query, const Tensor& key,
@@ -200,11 +249,10 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
   constexpr const char* op = "criss_cross_affinity_backward";
   const Shape shape = affinity_shape(op, query, key);
   check_map(op, "grad_affinity", grad_affinity, query, shape.affinity_channels());
-  const bool channels_last = shape.channels_last;
-  const Tensor dense_grad = dense_map(grad_affinity, channels_last), dense_query = dense_map(query, channels_last),
-               dense_key = dense_map(key, channels_last);
-  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, channels_last),
-         grad_key = allocate_gradient(needs & kNeedsKey, key, channels_last);
+  const Tensor dense_grad = channels_last_map(grad_affinity), dense_query = channels_last_map(query),
+               dense_key = channels_last_map(key);
+  Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, true),
+         grad_key = allocate_gradient(needs & kNeedsKey, key, true);
   cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.query_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
@@ -225,14 +273,13 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
       });
     });
   });
-  return {std::move(grad_query), std::move(grad_key)};
+  return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last)};
 }
 
 Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const Shape shape = aggregate_shape("criss_cross_aggregate", affinity, value);
-  const Tensor dense_affinity = dense_map(affinity, shape.channels_last),
-               dense_value = dense_map(value, shape.channels_last);
-  Tensor out = allocate_map(value.sizes(), value, shape.channels_last);
+  const Tensor dense_affinity = channels_last_map(affinity), dense_value = channels_last_map(value);
+  Tensor out = allocate_map(value.sizes(), value, true);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
@@ -250,7 +297,7 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
       });
     });
   });
-  return out;
+  return in_layout(std::move(out), shape.channels_last);
 }
 
 std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tensor& affinity, const Tensor& value,
@@ -258,11 +305,10 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   constexpr const char* op = "criss_cross_aggregate_backward";
   const Shape shape = aggregate_shape(op, affinity, value);
   check_map(op, "grad_out", grad_out, value, shape.value_channels);
-  const bool channels_last = shape.channels_last;
-  const Tensor dense_grad = dense_map(grad_out, channels_last), dense_affinity = dense_map(affinity, channels_last),
-               dense_value = dense_map(value, channels_last);
-  Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, channels_last),
-         grad_value = allocate_gradient(needs & kNeedsValue, value, channels_last);
+  const Tensor dense_grad = channels_last_map(grad_out), dense_affinity = channels_last_map(affinity),
+               dense_value = channels_last_map(value);
+  Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, true),
+         grad_value = allocate_gradient(needs & kNeedsValue, value, true);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
@@ -282,7 +328,8 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
       });
     });
   });
-  return {std::move(grad_affinity), std::move(grad_value)};
+  return {in_layout(std::move(grad_affinity), shape.channels_last),
+          in_layout(std::move(grad_value), shape.channels_last)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {

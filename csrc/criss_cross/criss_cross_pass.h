@@ -16,44 +16,29 @@ constexpr int64_t padded(int64_t columns) {
   return ((columns + line - 1) / line | 1) * line;
 }
 
-// Lines that lie side by side in memory, processed together: pixel i of line g is pixel `start + g + i * lines.step`.
-struct Group {
-  int64_t sample, start, count;
-};
-
-// One pass over the lines of an axis. In the contiguous layout the neighbouring pixels of a row belong to different
-// columns: those lines go through scratch memory in groups of a cache line's floats, so that every line of memory that
-// is fetched is used whole. Everywhere else a line is a group of its own.
+// One pass over the lines of an axis, in all samples.
 struct Pass {
-  static constexpr int64_t kSideBySide = 16;
-
   Lines lines;
-  bool first, last;    // the first writes, the others add to what is there; the last converts the sums
-  int64_t group_size;  // lines at most
-  int64_t groups;      // in all samples
+  bool first, last;  // the first writes, the others add to what is there; the last converts the sums
+  int64_t count;     // lines
 
   Pass(const Shape& shape, Axis axis, bool is_first)
-      : lines(lines_along(shape, axis)), first(is_first), last(axis == Axis::kWidth) {
-    group_size = shape.channels_last || lines.step == 1 ? 1 : std::min(kSideBySide, lines.step);
-    groups = shape.samples * (lines.count / lines.step) * groups_per_span();
-  }
+      : lines(lines_along(shape, axis)),
+        first(is_first),
+        last(axis == Axis::kWidth),
+        count(shape.samples * lines.count) {}
 
-  Group group(int64_t index) const {
-    const int64_t spans = lines.count / lines.step;
-    const int64_t within = index % groups_per_span() * group_size, span = index / groups_per_span();
-    const int64_t start = span % spans * lines.step * lines.length + within;
-    return {span / spans, start, std::min(group_size, lines.step - within)};
+  // The first pixel of a line, counted over all samples; the others follow at lines.step.
+  int64_t start(int64_t line) const {
+    return line / lines.count * lines.count * lines.length + line_start(lines, line % lines.count);
   }
 
   // Channels of a map that are in scratch memory at a time: 256 KiB, so that the three maps of a backward pass stay in
   // an L2 cache of 1 MiB; at least two cache lines, whole ones.
   int64_t slab(int64_t channels, int64_t element_size) const {
-    const int64_t fits = (256 << 10) / (group_size * lines.length * element_size);
+    const int64_t fits = (256 << 10) / (lines.length * element_size);
     return std::min(channels, std::max<int64_t>(fits / 16 * 16, 32));
   }
-
- private:
-  int64_t groups_per_span() const { return (lines.step + group_size - 1) / group_size; }
 };
 
 // Calls body(pass) for the passes over a map in their order.
@@ -80,35 +65,33 @@ struct Layout {
   }
 };
 
-// A matrix [length][columns] for each line of a group.
+// A matrix [length][columns] of what the pixels of a line have.
 template <class T>
-struct LineMatrices {
+struct LineMatrix {
   T* data;
-  int64_t row, size;
+  int64_t row;
 
-  LineMatrices(Layout<T>& layout, const Pass& pass, int64_t columns)
-      : row(padded<T>(columns)), size(pass.lines.length * row) {
-    data = layout.take(pass.group_size, size);
+  LineMatrix(Layout<T>& layout, const Pass& pass, int64_t columns) : row(padded<T>(columns)) {
+    data = layout.take(pass.lines.length, row);
   }
-  T* line(int64_t g) const { return data + g * size; }
 };
 
 // What a thread works in, for any of the kernels; a kernel without a query or without a value has 0 channels there.
 template <class T>
 struct Scratch {
   Layout<T> layout;
-  int64_t slab;                      // channels of value held at a time
-  int64_t square;                    // row of a matrix [length][length]
-  LineMatrices<T> query, key;        // [pixel][Cq]
-  LineMatrices<T> probability;       // [key][query], in the affinity kernels [query][key]
-  LineMatrices<T> value, result;     // [pixel][slab], result also [pixel][Cq]
-  LineMatrices<T> grad_out;          // [pixel][slab], backward only
-  LineMatrices<T> grad_probability;  // as probability, backward only
-  T* transposed;                     // [Cq or slab][pixel] of one line
-  T* old_scale;                      // [line][pixel], forward: what the sum so far is multiplied by
-  T *statistic, *other_statistic;    // [pixel] of one line
-  T* ones;                           // [pixel]
-  BFloat16Pair *left, *right;        // the factors of a product of bfloat16; null where products are of T
+  int64_t slab;                    // channels of value held at a time
+  int64_t square;                  // row of a matrix [length][length]
+  LineMatrix<T> query, key;        // [pixel][Cq]
+  LineMatrix<T> probability;       // [key][query], in the affinity kernels [query][key]
+  LineMatrix<T> value, result;     // [pixel][slab], result also [pixel][Cq]
+  LineMatrix<T> grad_out;          // [pixel][slab], backward only
+  LineMatrix<T> grad_probability;  // as probability, backward only
+  T* transposed;                   // [Cq or slab][pixel]
+  T* old_scale;                    // [pixel], forward: what the sum so far is multiplied by
+  T *statistic, *other_statistic;  // [pixel]
+  T* ones;                         // [pixel]
+  BFloat16Pair *left, *right;      // the factors of a product of bfloat16; null where products are of T
 
   Scratch(T* block, const Shape& shape, const Pass& pass, bool backward, bool of_pairs)
       : layout{block},
@@ -122,7 +105,7 @@ struct Scratch {
         grad_out(layout, pass, backward ? slab : 0),
         grad_probability(layout, pass, backward ? pass.lines.length : 0),
         transposed(layout.take(std::max(shape.query_channels, slab), square)),
-        old_scale(layout.take(pass.group_size, square)),
+        old_scale(layout.take(1, square)),
         statistic(layout.take(1, square)),
         other_statistic(layout.take(1, square)),
         ones(layout.take(1, square)),

@@ -14,7 +14,7 @@ from attnkernels import _load, testing
 
 pytestmark = pytest.mark.skipif(not _load.is_loaded("cpu"), reason=_load.why_missing("cpu"))
 
-NAMES = ("baseline", "avx2", "avx512")
+NAMES = ("baseline", "avx2", "avx512", "avx512_bf16")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # H, W, C: whole vectors, row ends of every length from 1 to 16, one pixel, one channel, several staging blocks
 SIZES = [(7, 7, 24), (1, 1, 5), (3, 1, 1), *((1, 16 + i, 16 + i) for i in range(16)), (9, 11, 130), (40, 33, 9)]
@@ -195,12 +195,12 @@ def test_forcing_by_environment(name):
         assert found.stdout.strip() == name, found.stderr
     else:
         assert found.returncode
-        assert "ATTNKERNELS_SIMD: expected auto, baseline, avx2 or avx512, got sse9" in found.stderr
+        assert "ATTNKERNELS_SIMD: expected auto, baseline, avx2, avx512 or avx512_bf16, got sse9" in found.stderr
 
 
 def test_levels_beyond_the_cpu_and_unknown_levels_raise():
     before = torch.ops.attnkernels.simd_level()
-    with pytest.raises(RuntimeError, match="expected auto, baseline, avx2 or avx512, got avx1024"):
+    with pytest.raises(RuntimeError, match="expected auto, baseline, avx2, avx512 or avx512_bf16, got avx1024"):
         torch.ops.attnkernels.set_simd_level("avx1024")
     for name in NAMES[len(LEVELS) :]:
         with pytest.raises(RuntimeError, match="this CPU has instructions up to level"):

@@ -203,7 +203,7 @@ def test_the_compiler_keeps_the_operator():
         assert any("criss_cross_attention" in target for target in targets)
 
 
-LEVELS = ["baseline", "avx2", "avx512"]
+LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 
 
 @needs_cpu_library
