@@ -72,8 +72,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
     value, result and one number per pixel. The energies are not scaled.
 
     Args:
-        query: [N, Cq, H, W] or [N, Cq, D, H, W], float32, float64, float16 or bfloat16, any strides; contiguous and
-            channels_last run natively.
+        query: [N, Cq, H, W] or [N, Cq, D, H, W], float32, float64, float16 or bfloat16, any strides;
+            channels_last runs natively, other maps are copied to it for the time of the call.
         key: as query.
         value: [N, C, H, W] or [N, C, D, H, W], with any number of channels.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
