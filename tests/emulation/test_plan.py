@@ -124,7 +124,7 @@ LARGEST = {"samples": 1 << 40, "channels": 1 << 20, "pixels": 1 << 40}  # kernel
 
 
 def random_shape(draw: random.Random) -> tuple[int, int, int]:
-    """Samples, channels and pixels; half of the shapes may fit a cluster, half have up to 2^40 elements, more than any device."""
+    """Samples, channels and pixels; half of the shapes may fit a cluster, the others have up to 2^40 elements."""
     left, shape = draw.choice((1 << 22, 1 << 40)), {}
     for name in draw.sample(list(LARGEST), 3):
         size = int(2 ** draw.uniform(0, min(left, LARGEST[name]).bit_length()))
