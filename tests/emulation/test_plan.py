@@ -26,7 +26,7 @@ DEVICES = {
         "shared_per_multiprocessor": 100 << 10, "threads_per_multiprocessor": 1536, "blocks_per_multiprocessor": 24,
         "l2_bytes": 96 << 20, "memory_clock_khz": 14001000, "memory_bus_bits": 512,
     },
-    "no room for a cluster": {"multiprocessors_per_cluster_group": 4},
+    "no room for a cluster": {"multiprocessors_per_cluster_group": 1},  # holds five blocks at most
 }  # fmt: skip
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NEEDS_X, NEEDS_WEIGHTS = 1, 4
