@@ -90,43 +90,52 @@ def test_selective_kernel_reads_and_writes_no_more_than_it_must(layout, dtype):
     assert all(map(is_wide, rows))
 
 
-def criss_cross_passes(case: str, dtype: str) -> dict[tuple[str, str], float]:
-    """What follows from the tiles: tests/emulation/traffic/criss_cross.py."""
-    lines = 2 + 1  # tiles of a row, and of a column
-    values = {"float32": 2, "bfloat16": 1}[dtype]  # tiles of the 128 value channels
-    reads = {
-        "attention": {
-            # forward and grad_value by the block of each tile of values; an operand, or two, of the other gradients
-            "query": (values + values + 1 + 2) * lines,
-            "key": (values + values + 2 + 1) * lines,
-            "value": (1 + 1 + 1) * lines,  # grad_query, grad_key
-            "grad_out": (1 + 1 + 1) * lines + 1,  # + delta
-            "out": 1,  # delta
+# The factors of criss_cross follow from its tiles (tests/emulation/traffic/criss_cross.py): `LINES` are those of a row
+# and a column, `VALUES` those of the value channels.
+LINES = 2 + 1
+VALUES = {"float32": 2, "bfloat16": 1}
+
+
+def criss_cross_reads(case: str, values: int) -> dict[str, int]:
+    """Of the maps that a case is given."""
+    return {
+        "attention, forward": {"query": values * LINES, "key": values * LINES, "value": LINES},
+        "attention, backward": {
+            # grad_query, grad_key, grad_value; delta reads grad_out and out
+            "query": (1 + 2 + values) * LINES,
+            "key": (2 + 1 + values) * LINES,
+            "value": (1 + 1) * LINES,
+            "grad_out": (1 + 1 + 1) * LINES + 1,
+            "out": 1,
         },
-        "affinity": {"query": (1 + 1) * lines, "key": (1 + 1) * lines, "grad_affinity": 1 + 1},
-        "aggregate": {"affinity": values + values, "value": (1 + 1) * lines, "grad_out": (1 + 1) * lines},
+        "affinity, forward": {"query": LINES, "key": LINES},
+        "affinity, backward": {"query": LINES, "key": LINES, "grad_affinity": 1 + 1},
+        "aggregate, forward": {"affinity": values, "value": LINES},
+        "aggregate, backward": {"affinity": values, "value": LINES, "grad_out": LINES + LINES},
     }[case]
-    writes = {
-        "attention": ["out", "grad_query", "grad_key", "grad_value"],
-        "affinity": ["grad_query", "grad_key"],
-        "aggregate": ["out", "grad_value"],
-    }[case]
-    factors = {(name, "read"): factor for name, factor in reads.items()}
-    for name in writes:
-        # The column pass leaves its sums for the row pass: in the result itself, unless that has 16 bits.
-        factors[name, "write"] = 2 if dtype == "float32" else 1
-        if dtype == "float32":
-            factors[name, "read"] = factors.get((name, "read"), 0) + 1
-    for name in {"affinity": ["affinity"], "aggregate": ["grad_affinity"]}.get(case, []):
-        factors[name, "write"] = 1
-    return factors
+
+
+# Results: those whose sums the column pass leaves for the row pass, and those that each pass writes a part of.
+CRISS_CROSS_RESULTS = {
+    "attention, forward": (["out"], []),
+    "attention, backward": (["grad_query", "grad_key", "grad_value"], []),
+    "affinity, forward": ([], ["affinity"]),
+    "affinity, backward": (["grad_query", "grad_key"], []),
+    "aggregate, forward": (["out"], []),
+    "aggregate, backward": (["grad_value"], ["grad_affinity"]),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["attention", "affinity", "aggregate"])
+@pytest.mark.parametrize("case", CRISS_CROSS_RESULTS)
 def test_criss_cross_reads_what_its_tiles_need(case, dtype):
+    expected = {(name, "read"): factor for name, factor in criss_cross_reads(case, VALUES[dtype]).items()}
+    summed, parts = CRISS_CROSS_RESULTS[case]
+    expected |= {(name, "write"): 1 for name in (*summed, *parts)}
+    if dtype == "float32":  # the sums lie in the result itself, which has the type for it
+        expected |= {(name, "write"): 2 for name in summed} | {(name, "read"): 1 for name in summed}
     factors, rows = traffic_of("criss_cross", case, dtype)
-    assert factors == criss_cross_passes(case, dtype)
+    assert factors == expected
     streamed = [r for r in rows if r["buffer"] in ("query", "key", "value", "grad_out") and r["access"] == "read"]
     assert streamed
     assert all(map(is_wide, streamed))
