@@ -25,8 +25,7 @@ ROOMS = sorted({room for room in cuda.rooms()})
 
 
 def test_every_room_has_a_budget():
-    assert all(has_rows("cuda", room) for room in ROOMS)
-    assert has_rows("traffic", "squeeze_excite")
+    assert all(has_rows(source, room) for source in ("cuda", "traffic") for room in ROOMS)
 
 
 @pytest.mark.parametrize(("source", "room"), MEASURED)
@@ -43,25 +42,103 @@ def test_no_kernel_spills_and_streams_are_wide(room):
     assert not [table.describe(table.key_of(row)) for row in rows if row["figures"]["spill_bytes"]]
 
 
-# The passes over each buffer, of both dtypes and layouts in the cases of tests/emulation/traffic/squeeze_excite.py.
+def traffic_of(room, case, dtype) -> tuple[dict[tuple[str, str], float], list[dict]]:
+    """Bytes that a run moved of each buffer, over the buffer's size; and the rows that say so."""
+    rows = [r for r in table.load(room)["rows"] if r.get("case") == case and r["dtype"] == dtype and "access" in r]
+    factors: dict[tuple[str, str], float] = {}
+    for r in rows:
+        key = r["buffer"], r["access"]
+        factors[key] = factors.get(key, 0.0) + r["figures"]["factor"]
+    return factors, rows
+
+
+def is_wide(r: dict) -> bool:
+    """Whether accesses are of 16 bytes, in whole sectors."""
+    return r["figures"]["bytes_per_access"] == 16 and r["figures"]["sector_efficiency"] >= 0.99
+
+
+LAYOUTS = ("NCHW", "NHWC")
+DTYPES = ("float32", "bfloat16")
+
+# The passes over each buffer in the cases of tests/emulation/traffic: forward + backward.
 SQUEEZE_EXCITE_PASSES = {
     "two passes": {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1},
     "single pass": {("x", "read"): 1 + 1, ("y", "write"): 1, ("grad_y", "read"): 1, ("grad_x", "write"): 1},
 }
+SELECTIVE_KERNEL_PASSES = {  # five of two branches, and six
+    **{(f"branch {m}", "read"): 2 + 1 for m in range(2)},
+    ("y", "write"): 1,
+    ("grad_y", "read"): 2,
+    **{(f"grad {m}", "write"): 1 for m in range(2)},
+}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("path", SQUEEZE_EXCITE_PASSES)
-def test_squeeze_excite_reads_and_writes_no_more_than_it_must(path):
-    rows = [r for r in table.load("squeeze_excite")["rows"] if r.get("case", "").startswith(path) and "access" in r]
-    runs = {(r["case"], r["dtype"]) for r in rows}
-    assert len(runs) == 4
-    for run in runs:
-        factors = dict.fromkeys(SQUEEZE_EXCITE_PASSES[path], 0.0)
-        for r in rows:
-            if (r["case"], r["dtype"]) == run:
-                factors[r["buffer"], r["access"]] += r["figures"]["factor"]
-        assert factors == SQUEEZE_EXCITE_PASSES[path]
-    assert all(r["figures"]["bytes_per_access"] == 16 and r["figures"]["sector_efficiency"] >= 0.99 for r in rows)
+def test_squeeze_excite_reads_and_writes_no_more_than_it_must(path, layout, dtype):
+    factors, rows = traffic_of("squeeze_excite", f"{path}, {layout}", dtype)
+    assert factors == SQUEEZE_EXCITE_PASSES[path]
+    assert all(map(is_wide, rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_selective_kernel_reads_and_writes_no_more_than_it_must(layout, dtype):
+    factors, rows = traffic_of("selective_kernel", layout, dtype)
+    assert factors == SELECTIVE_KERNEL_PASSES
+    assert all(map(is_wide, rows))
+
+
+# The factors of criss_cross follow from its tiles (tests/emulation/traffic/criss_cross.py): `LINES` are those of a row
+# and a column, `VALUES` those of the value channels.
+LINES = 2 + 1
+VALUES = {"float32": 2, "bfloat16": 1}
+
+
+def criss_cross_reads(case: str, values: int) -> dict[str, int]:
+    """Of the maps that a case is given."""
+    return {
+        "attention, forward": {"query": values * LINES, "key": values * LINES, "value": LINES},
+        "attention, backward": {
+            # grad_query, grad_key, grad_value; delta reads grad_out and out
+            "query": (1 + 2 + values) * LINES,
+            "key": (2 + 1 + values) * LINES,
+            "value": (1 + 1) * LINES,
+            "grad_out": (1 + 1 + 1) * LINES + 1,
+            "out": 1,
+        },
+        "affinity, forward": {"query": LINES, "key": LINES},
+        "affinity, backward": {"query": LINES, "key": LINES, "grad_affinity": 1 + 1},
+        "aggregate, forward": {"affinity": values, "value": LINES},
+        "aggregate, backward": {"affinity": values, "value": LINES, "grad_out": LINES + LINES},
+    }[case]
+
+
+# Results: those whose sums the column pass leaves for the row pass, and those that each pass writes a part of.
+CRISS_CROSS_RESULTS = {
+    "attention, forward": (["out"], []),
+    "attention, backward": (["grad_query", "grad_key", "grad_value"], []),
+    "affinity, forward": ([], ["affinity"]),
+    "affinity, backward": (["grad_query", "grad_key"], []),
+    "aggregate, forward": (["out"], []),
+    "aggregate, backward": (["grad_value"], ["grad_affinity"]),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CRISS_CROSS_RESULTS)
+def test_criss_cross_reads_what_its_tiles_need(case, dtype):
+    expected = {(name, "read"): factor for name, factor in criss_cross_reads(case, VALUES[dtype]).items()}
+    summed, parts = CRISS_CROSS_RESULTS[case]
+    expected |= {(name, "write"): 1 for name in (*summed, *parts)}
+    if dtype == "float32":  # the sums lie in the result itself, which has the type for it
+        expected |= {(name, "write"): 2 for name in summed} | {(name, "read"): 1 for name in summed}
+    factors, rows = traffic_of("criss_cross", case, dtype)
+    assert factors == expected
+    streamed = [r for r in rows if r["buffer"] in ("query", "key", "value", "grad_out") and r["access"] == "read"]
+    assert streamed
+    assert all(map(is_wide, streamed))
 
 
 def row(registers=32, kernel="pool", **figures):

@@ -38,16 +38,19 @@ __global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 :
   const int64_t column = place.rest * Tile::kColumns;
   typename Tile::Products score;
   multiply_pixels<T>(score, shared, pass.a, pass.b, place, column, pass.channels);
+  // Through shared memory: neighbouring threads then write neighbouring entries.
 #pragma unroll
-  for (int r = 0; r < Tile::kThreadRows; ++r) {
-    const int64_t i = place.row + Tile::row_of(r);
-    if (i >= place.length) continue;
+  for (int r = 0; r < Tile::kThreadRows; ++r)
 #pragma unroll
-    for (int c = 0; c < Tile::kThreadColumns; ++c) {
-      const int64_t j = column + Tile::column_of(c);
-      if (j < place.length && pass.entries.has(i, j))
-        pass.affinity[pass.entries.at(place.pixel(i), i, j)] = narrow<T>(score[r][c]);
-    }
+    for (int c = 0; c < Tile::kThreadColumns; ++c)
+      shared.rows[Tile::row_of(r) * Tile::kRowStride + Tile::column_of(c)] = narrow<T>(score[r][c]);
+  __syncthreads();
+#pragma unroll 2
+  for (int item = threadIdx.x; item < Tile::kRows * Tile::kColumns; item += Tile::kThreads) {
+    const int query = item / Tile::kColumns, key = item % Tile::kColumns;
+    const int64_t i = place.row + query, j = column + key;
+    if (i < place.length && j < place.length && pass.entries.has(i, j))
+      pass.affinity[pass.entries.at(place.pixel(i), i, j)] = shared.rows[query * Tile::kRowStride + key];
   }
 }
 

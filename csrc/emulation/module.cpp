@@ -5,4 +5,5 @@
 PYBIND11_MODULE(attnkernels_emulated, module) {
   module.doc() = "The CUDA kernels of attnkernels on the host, and the controls of their emulation";
   attnkernels::emulation::bind_controls(module);
+  attnkernels::emulation::bind_plans(module);
 }

@@ -1,9 +1,10 @@
-// Binds the emulation's controls and records into a Python module (attnkernels/testing/emulation.py wraps them).
+// What a Python module of emulated kernels binds (attnkernels/testing/emulation.py wraps it).
 #pragma once
 #include <pybind11/pybind11.h>
 
 namespace attnkernels::emulation {
 
-void bind_controls(pybind11::module_& module);
+void bind_controls(pybind11::module_& module);  // the emulation's controls and records
+void bind_plans(pybind11::module_& module);     // what the launchers of the rooms choose
 
 }  // namespace attnkernels::emulation

@@ -46,6 +46,8 @@ bool aligned_coefficients(const Shape& shape, const void* pointer) {
 template <class... Parameters, class Arguments>
 Result start(const char* name, void (*kernel)(Parameters...), int64_t blocks, size_t shared_bytes, void* stream,
              const Arguments& arguments) {
+  constexpr int64_t kLargestGrid = (int64_t(1) << 31) - 1;
+  if (blocks > kLargestGrid) return {name, "more blocks than a grid can have"};
   LaunchConfig config;
   config.grid = dim3(unsigned(blocks));
   config.block = dim3(kThreads);

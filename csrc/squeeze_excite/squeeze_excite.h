@@ -17,17 +17,19 @@ struct Shape {
   Activation activation;
   Gate gate;
   OutputActivation output_activation;
+  bool constant_gates = false;  // a hidden layer without rows: expand_weight is [C, 0], and gates = gate(expand_bias)
 
-  constexpr int64_t saved_columns() const {
-    return 2 * channels + hidden;
-  }  // means [C], hidden pre-activations [rd], gates [C]
+  // Columns of expand_weight.
+  constexpr int64_t gate_inputs() const { return hidden || constant_gates ? hidden : channels; }
+  // means [C], hidden pre-activations [rd], gates [C]
+  constexpr int64_t saved_columns() const { return 2 * channels + hidden; }
 };
 
 template <class T>
 struct Parameters {
   const T* reduce_weight;  // [rd, C], null: single-layer excitation
   const T* reduce_bias;    // [rd] or null
-  const T* expand_weight;  // [C, rd], or [C, C] in the single-layer excitation
+  const T* expand_weight;  // [C, gate_inputs()]: rd, or C in the single-layer excitation
   const T* expand_bias;    // [C] or null
 };
 

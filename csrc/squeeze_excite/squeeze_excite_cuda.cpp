@@ -38,7 +38,6 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
   check_device("squeeze_excite: x", x);
   STD_TORCH_CHECK(x.dim() == 4, "squeeze_excite: x: expected a tensor [N, C, H, W], got ", x.dim(), " dimensions");
   const int64_t channels = x.size(1), hidden = reduce_weight ? reduce_weight->size(0) : 0;
-  STD_TORCH_CHECK(!reduce_weight || hidden > 0, "squeeze_excite: reduce_weight: expected at least one row");
   if (reduce_weight) check_tensor("reduce_weight", *reduce_weight, x, hidden * channels);
   if (reduce_bias) check_tensor("reduce_bias", *reduce_bias, x, hidden);
   check_tensor("expand_weight", expand_weight, x, channels * (reduce_weight ? hidden : channels));
@@ -54,7 +53,7 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
           attnkernels::contiguous(expand_weight),
           data_type("squeeze_excite: x", x),
           {x.size(0), channels, hidden, x.size(2) * x.size(3), channels_last, Activation(activation), Gate(gate),
-           OutputActivation(output_activation)}};
+           OutputActivation(output_activation), reduce_weight && !hidden}};
 }
 
 const void* input(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }

@@ -73,8 +73,8 @@ inline constexpr int64_t kMostSplits = 16;
 inline constexpr int kColumnVectors = 32;
 // Pixels or elements that one block walks: they are counted in 32 bits.
 inline constexpr int64_t kLongestWalk = int64_t(1) << 30;
-// A grid's second dimension, which counts samples.
-inline constexpr int64_t kMostSamples = 65535;
+// A grid's first dimension, and its second one, which counts samples.
+inline constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1, kMostSamples = 65535;
 // Planes touched by one block of the scaling pass (their gates lie in shared memory).
 inline constexpr int64_t kMappedPlanes = 1024;
 // A wave costs three launches, each with some 4 us in which the memory is not busy. It has to save more than that.
@@ -207,6 +207,8 @@ inline Plan plan_single_pass(const Shape& shape, ElementSize size, const Limits&
     plan.reason = "no pixels";
   } else if (3 * shape.samples * kCluster < limits.multiprocessors) {
     plan.reason = "clusters would leave most multiprocessors idle";
+  } else if (shape.samples > kMostBlocks / kCluster) {
+    plan.reason = "more clusters than a grid can have";
   } else if (int64_t(plan.shared_bytes) > limits.shared_bytes_per_block) {
     plan.reason = "a sample does not fit in the shared memory of a cluster";
   } else if (2 * (int64_t(plan.shared_bytes) + 1024) > limits.shared_bytes_per_multiprocessor) {

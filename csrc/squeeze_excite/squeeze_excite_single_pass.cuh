@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
   }
   cluster.sync();  // no block may end while another reads its shared memory
 
-  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+  const int64_t width = shape.gate_inputs();
   multiply_rows(a.parameters.expand_weight + slab.first * width, width, int(slab.count), int(width), slab.gathered,
                 [&](int j, Sum sum) {
                   const int64_t c = slab.first + j;
@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
   cluster.sync();  // no block may end, nor overwrite `means`, while another reads its shared memory
 
   const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-  multiply_columns(weight + slab.first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                   int(slab.count), kColumnVectors, slab.gathered, slab.cells, [&](int c, Sum sum) {
+  multiply_columns(weight + slab.first, shape.channels, int(shape.gate_inputs()), int(slab.count), kColumnVectors,
+                   slab.gathered, slab.cells, [&](int c, Sum sum) {
                      slab.means[c] = sum / Sum(shape.pixels);
                      slab.scale[c] = gates[c];
                    });

@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     for (int64_t r = threadIdx.x; r < shape.hidden; r += blockDim.x) activated[r] = a.activated[n * shape.hidden + r];
     __syncthreads();
   }
-  const int64_t width = shape.hidden ? shape.hidden : shape.channels;
+  const int64_t width = shape.gate_inputs();
   const auto compute_gates = [&](const Sum* input) {
     multiply_rows(a.parameters.expand_weight + range.first * width, width, int(range.count), int(width), input,
                   [&](int j, Sum sum) {
@@ -357,8 +357,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     const int64_t first = shape.channels % kW ? range.first : range.first / kW * kW;
     const int64_t end = range.first + range.count, last = shape.channels % kW ? end : (end + kW - 1) / kW * kW;
     const T* const weight = shape.hidden ? a.parameters.reduce_weight : a.parameters.expand_weight;
-    multiply_columns(weight + first, shape.channels, int(shape.hidden ? shape.hidden : shape.channels),
-                     int(last - first), kColumnVectors, input, cells, [&](int j, Sum sum) {
+    multiply_columns(weight + first, shape.channels, int(shape.gate_inputs()), int(last - first), kColumnVectors, input,
+                     cells, [&](int j, Sum sum) {
                        shift[j] = sum / Sum(shape.pixels);
                        scale[j] = gates[first + j];
                      });
@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
               shape.hidden, a.grad_expand_weight, a.grad_expand_bias,
               [&](Sum value) { return activate(value, shape.activation); });
   } else if (blockIdx.y == 0) {
-    outer_sum(shape.samples, a.grad_logits, shape.channels, shape.channels, a.saved, pitch, shape.channels,
+    outer_sum(shape.samples, a.grad_logits, shape.channels, shape.channels, a.saved, pitch, shape.gate_inputs(),
               a.grad_expand_weight, a.grad_expand_bias, same);
   } else {
     outer_sum(shape.samples, a.grad_hidden, shape.hidden, shape.hidden, a.saved, pitch, shape.channels,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import attnkernels
-from attnkernels import squeeze_excite
+from attnkernels import squeeze_excite, testing
 
 
 def arguments(n=2, c=8, h=5, w=4, rd=2, dtype=torch.float32, device="cpu"):
@@ -81,6 +81,30 @@ def test_autocast_takes_float32_parameters(dtype):
     assert [g.dtype for g in grads] == [dtype] + [torch.float32] * 4
     want = squeeze_excite(x.double(), *(w.to(dtype).double() for w in weights))
     torch.testing.assert_close(y.double(), want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize(("wall", "device"), [("reference", "cpu"), *testing.walls()])
+def test_without_hidden_channels_gates_come_of_the_bias_alone(wall, device, biases):
+    x, w1, b1, w2, b2 = (value.requires_grad_() for value in arguments(rd=0, device=device))
+    if not biases:
+        b1 = b2 = None
+    gates = torch.sigmoid(b2 if biases else torch.zeros(8, device=device)).detach()[:, None, None]
+    for weights in ((w1, b1, w2, b2), (w1[..., None, None], b1, w2[..., None, None], b2)):
+        y = squeeze_excite(x, *weights, backend=wall)
+        torch.testing.assert_close(y, x * gates)
+        grad_y = torch.randn_like(y)
+        inputs = [value for value in (x, w1, b1, w2, b2) if value is not None]
+        grad_x, *grads = torch.autograd.grad(y, inputs, grad_y)
+        torch.testing.assert_close(grad_x, grad_y * gates)
+        assert [grad.shape for grad in grads] == [value.shape for value in inputs[1:]]
+        if biases:
+            torch.testing.assert_close(
+                grads[-1], ((grad_y * x).sum((0, 2, 3)) * (gates * (1 - gates)).flatten()).detach()
+            )
+    with torch.no_grad():
+        x[0, 1, 2, 3] = float("inf")  # no mean of it reaches a gate
+        torch.testing.assert_close(squeeze_excite(x, w1, b1, w2, b2, backend=wall), x * gates)
 
 
 def test_gradients_only_where_they_are_needed():

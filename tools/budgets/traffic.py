@@ -28,14 +28,17 @@ class TrafficCase:
     Attributes:
         name: what is particular about it.
         dtype: as the table names it, such as "bfloat16".
-        call: runs the op with backend "emulated"; the tensors to account for, inputs and results, by name.
+        call: runs the op with backend "emulated"; the tensors to account for, inputs and results, by name. None of them
+            may lie where a workspace did that was freed in between: a buffer is known by its address.
         device: fields of the emulated device that differ from an H100's.
+        prepare: what comes before and is not counted; its results are the arguments of `call`.
     """
 
     name: str
     dtype: str
-    call: Callable[[], dict]
+    call: Callable[..., dict]
     device: dict[str, int] = field(default_factory=dict)
+    prepare: Callable[[], tuple] = tuple
 
 
 def compiler() -> str:
@@ -67,8 +70,10 @@ def count(room: str) -> Iterator[dict]:
     bench = emulation.load("traffic")
     for case in module.CASES:
         buffers: dict = {}
-        with bench.device(**case.device), bench.traffic(buffers) as traffic:
-            buffers.update(case.call())
+        with bench.device(**case.device):
+            prepared = case.prepare()
+            with bench.traffic(buffers) as traffic:
+                buffers.update(case.call(*prepared))
         common = {"wall": "cuda", "arch": "emulated", "dtype": case.dtype, "case": case.name}
         for row in traffic.buffers:
             figures = {

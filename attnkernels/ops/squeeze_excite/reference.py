@@ -36,9 +36,9 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": Tensor.sigmoid, "hard
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A fully connected layer on [N, C, 1, 1], the weight as of a Linear or of a 1x1 convolution."""
-    if weight.dim() == 4:
+    if weight.dim() == 4 and weight.numel():  # conv2d refuses a weight without rows
         return F.conv2d(x, weight, bias)
-    return F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+    return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
 
 
 def squeeze_excite(

@@ -12,9 +12,10 @@ def _case(name, n, c, h, w, rd, *, biases=True, convolution=True, residual=False
             return make.normal(*shape, scale=max(columns, 1) ** -0.5)
 
         x = make.feature_map(n, c, h, w, shift=shift)
-        reduce_weight = weight(rd, c) if rd else None
-        reduce_bias = make.normal(rd) if rd and biases else None
-        expand_weight, expand_bias = weight(c, rd or c), make.normal(c) if biases else None
+        single_layer = rd is None
+        reduce_weight = None if single_layer else weight(rd, c)
+        reduce_bias = make.normal(rd) if biases and not single_layer else None
+        expand_weight, expand_bias = weight(c, c if single_layer else rd), make.normal(c) if biases else None
         kwargs = dict(options)
         if residual:
             kwargs["residual"] = make.feature_map(n, c, h, w)
@@ -34,7 +35,8 @@ CASES = [
     _case("residual", 2, 12, 6, 5, 3, residual=True),
     _case("residual_relu", 2, 12, 6, 5, 3, residual=True, output_activation="relu"),
     _case("relu", 2, 12, 7, 7, 3, output_activation="relu", shift=0.1),
-    _case("single_layer", 2, 20, 5, 5, 0, gate="hard_sigmoid"),
+    _case("single_layer", 2, 20, 5, 5, None, gate="hard_sigmoid"),
+    _case("no_hidden_channels", 2, 12, 5, 6, 0),
     _case("no_samples", 0, 8, 4, 4, 2),
     _case("wide", 2, 2048, 7, 7, 128, small=False),
     _case("tall", 5, 64, 56, 56, 4, activation="silu", small=False),
