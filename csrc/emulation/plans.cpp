@@ -1,4 +1,4 @@
-// Binds the choices that launchers make before they launch, for the emulated device: tests/emulation/test_plans.py.
+// Binds the choices that launchers make before they launch, for the emulated device: tests/emulation/test_plan.py.
 #include <stdexcept>
 #include <string>
 
