@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from attnkernels import testing
+
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
 SEEDS = st.integers(0, 2**31)
 
@@ -30,3 +32,10 @@ def feature_maps(draw, samples, channels, height, width, dtype):
         flat = normal(samples * channels * height * width + 1)[1:]
         return flat.view(samples, channels, height, width)
     return normal(samples, channels, height, width)
+
+
+def check(op: str, call, dtype: torch.dtype, wall: str, device: str, **traits) -> None:
+    """Hold one random call, forward and gradients, to float64; `traits` of testing.OpCase."""
+    args, kwargs = testing.map_tensors(call, lambda x: x.to(device))
+    case = testing.OpCase(op, "random", lambda make: (args, kwargs), **traits)
+    testing.check_against_float64(case, wall, device, dtype, "contiguous")
