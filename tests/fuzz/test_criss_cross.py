@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,10 +21,13 @@ def sizes(draw, largest):
 
 @st.composite
 def attentions(draw, largest):
-    dtype, (n, h, w, reduced, channels) = draw(DTYPES), draw(sizes(largest))
-    query, key = draw(feature_maps(n, reduced, h, w, dtype)), draw(feature_maps(n, reduced, h, w, dtype))
+    # In 16 bits the gradients contain the rounding of the stored output times as much as there are channels, which no
+    # bound of a few roundings holds for all draws: fixed cases check those.
+    dtype, (n, h, w, reduced, channels) = draw(st.sampled_from([torch.float32, torch.float64])), draw(sizes(largest))
+    # Equal keys have gradients that cancel to 0.
+    query, key = (draw(feature_maps(n, reduced, h, w, dtype, distinct=True)) for _ in range(2))
     # Energies of about 1, as of a trained network: a softmax of larger ones picks single pixels.
-    return (query / reduced**0.5, key, draw(feature_maps(n, channels, h, w, dtype))), {}
+    return (query / reduced**0.5, key, draw(feature_maps(n, channels, h, w, dtype, distinct=True))), {}
 
 
 @st.composite
