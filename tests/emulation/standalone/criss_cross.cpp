@@ -228,13 +228,13 @@ int main(int count, char** arguments) {
   };
   for (const Case& c : cases) {
     check<float>(c, DataType::kFloat, 2e-5, seed);
-    check<double>(c, DataType::kDouble, 1e-13, seed);
+    if (!kWatchesOrder) check<double>(c, DataType::kDouble, 1e-13, seed);
     for (const int major : {7, 9}) {  // without and with tensor cores
       attnkernels::emulation::device.major = major;
-      check<__half>(c, DataType::kHalf, 2e-3, seed);
+      if (!kWatchesOrder) check<__half>(c, DataType::kHalf, 2e-3, seed);
       check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
     }
+    if (failures) return finish();
   }
-  std::printf("%s\n", failures ? "wrong" : "right");
-  return failures ? 1 : 0;
+  return finish();
 }
