@@ -23,6 +23,7 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ WORK = ROOT / "build" / "mutate"
 EQUIVALENT = ROOT / "tests" / "emulation" / "equivalent_mutants"
 SWITCHES = ROOT / "tools" / "mutated.h"
 NUMBER = "ATTNKERNELS_MUTANT"
+REFUSED = "does not compile"
 
 BARRIER = re.compile(
     r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|[\w.():]+\.(?:sync|barrier_\w+)\([^()]*\);"
@@ -216,6 +218,8 @@ def run(program: Path, number: int, seconds: float) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=20 * seconds)
     except subprocess.TimeoutExpired:
         return f"waited for {20 * seconds:.0f} s"
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"ran for more than {seconds:.0f} s"
     return f"exit code {done.returncode}" if done.returncode else ""
 
 
@@ -256,7 +260,7 @@ class Programs:
             try:
                 self.build(folder)
             except RuntimeError:
-                return "does not compile"
+                return REFUSED
         # Who is more likely to notice comes first.
         for mode in reversed(self.MODES) if mutant.change.kind == "barrier" else self.MODES:
             if outcome := run(folder / mode / self.room, number, self.seconds[mode]):
@@ -275,7 +279,8 @@ def check(room: str, everything: list[Mutant], chosen: list[Mutant], jobs: int, 
             return
         outcome = outcomes[mutant] = programs.outcome(mutant)
         with printing:
-            print(f"{'killed  ' if outcome else 'survived'}  {mutant}   [{outcome}]", flush=True)
+            verdict = "refused " if outcome == REFUSED else "killed  " if outcome else "survived"
+            print(f"{verdict}  {mutant}   [{outcome}]", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, [mutant for mutant in chosen if not mutant.is_compile_time]))
@@ -314,9 +319,11 @@ def main() -> None:
             continue
         outcomes = check(room, everything, chosen, arguments.jobs, arguments.minutes)
         survivors = [mutant for mutant, outcome in outcomes.items() if not outcome]
+        refused = list(outcomes.values()).count(REFUSED)
         print(
-            f"{room}: {len(outcomes) - len(survivors)} killed, {len(survivors)} survived, "
-            f"{len(chosen) - len(outcomes)} not run, {(time.monotonic() - start) / 60:.1f} minutes"
+            f"{room}: {len(outcomes) - len(survivors) - refused} killed, {refused} refused by the compiler, "
+            f"{len(survivors)} survived, {len(chosen) - len(outcomes)} not run, "
+            f"{(time.monotonic() - start) / 60:.1f} minutes"
         )
         for mutant in survivors:
             row = dict(zip(("file", "kind", "before", "after", "nth"), mutant.key(), strict=True))

@@ -222,6 +222,7 @@ int main(int count, char** arguments) {
   const std::vector<Case> cases = {
       {2, 3, 5, 1, 4, 3},    {1, 8, 16, 1, 3, 2}, {1, 2, 3, 2, 3, 2},
       {1, 1, 2, 1, 1, 4},    {1, 2, 1, 1, 3, 1},  {1, 16, 8, 1, 2, 3, 1},  // misaligned
+      {1, 2, 0, 1, 2, 2},                                                  // values without a channel
       {1, 0, 2, 1, 2, 2},                                                  // energies without a channel
       {0, 2, 2, 1, 2, 2},    {1, 2, 2, 1, 0, 2},  {1, 2, 2, 1, 1, 67},     // two tiles of a line
       {1, 70, 130, 1, 1, 2},                                               // two tiles of channels

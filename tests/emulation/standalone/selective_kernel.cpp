@@ -181,7 +181,8 @@ int main(int count, char** arguments) {
       {1, 1, 10000, 2, true},               // planes and pixels split among blocks
       {1, 8, 3000, 3},                      // the same of vectors of pixels, with more than two branches
       {2, 40, 16, 4, true, 0, false, 100},  // exp(logit) is infinite
-      {1, 300, 5, 2},                       // more channels than a block's
+      {1, 33, 6, 2},                        // the last tile of channels is not full
+      {1, 264, 5, 2},                       // nor is it in vectors of 16-bit elements
       {2, 24, 1, 8},
       {1, 16, 61, 2, false, 1},  // rows that begin alike, off the boundary
       {2, 16, 33, 3, false, 3, true},
