@@ -178,6 +178,9 @@ def rewrite(room: str, everything: list[Mutant], csrc: Path, alone: Mutant | Non
 
     Files that have not changed keep their time, so that nothing is built again for them.
     """
+    for stale in csrc.glob("*/*"):
+        if not (ROOT / "csrc" / stale.relative_to(csrc)).exists():
+            stale.unlink()
     for source in sorted((ROOT / "csrc").glob("*/*")):
         name = f"{source.parent.name}/{source.name}"
         lines = source.read_text().splitlines()
@@ -213,13 +216,15 @@ def run(program: Path, number: int, seconds: float) -> str:
     environment = {**os.environ, NUMBER: str(number), "TSAN_OPTIONS": "halt_on_error=1"}
     environment["ASAN_OPTIONS"] = "detect_leaks=0"
     # Of the processor's time: other work on the machine must not kill a mutant. The second limit is for one that waits.
-    command = ["sh", "-c", 'ulimit -c 0; ulimit -t "$0"; exec "$1"', str(math.ceil(seconds)), str(program)]
+    command = ["sh", "-c", 'ulimit -c 0; ulimit -S -t "$0"; exec "$1"', str(math.ceil(seconds)), str(program)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=20 * seconds)
     except subprocess.TimeoutExpired:
         return f"waited for {20 * seconds:.0f} s"
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if done.returncode == -signal.SIGXCPU:
         return f"ran for more than {seconds:.0f} s"
+    if done.returncode in (-signal.SIGKILL, -signal.SIGTERM):
+        raise RuntimeError(f"{program} was ended from outside, perhaps for want of memory; mutant {number}")
     return f"exit code {done.returncode}" if done.returncode else ""
 
 
