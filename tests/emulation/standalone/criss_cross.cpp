@@ -232,8 +232,9 @@ int main(int count, char** arguments) {
     if (!kWatchesOrder) check<double>(c, DataType::kDouble, 1e-13, seed);
     for (const int major : {7, 9}) {  // without and with tensor cores
       attnkernels::emulation::device.major = major;
-      if (!kWatchesOrder) check<__half>(c, DataType::kHalf, 2e-3, seed);
-      check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
+      if (kWatchesOrder && major < 8) continue;
+      check<__half>(c, DataType::kHalf, 2e-3, seed);
+      if (!kWatchesOrder) check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
     }
     if (failures) return finish();
   }

@@ -24,6 +24,7 @@ struct Case {
   bool residual = false, clip = false, bias = true, silu = false, hard = false;
   int64_t offset = 0;    // of the feature maps, in elements past an aligned address
   bool unequal = false;  // grad_y and residual are aligned otherwise than x
+  bool is_large = false;
 };
 
 struct Path {
@@ -197,7 +198,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   enum { kWeights = 8, kBiases = 16, kAll = 31 };
   const std::vector<int> every_need = {kAll, se::kNeedsX, se::kNeedsResidual, se::kNeedsWeights | kWeights,
                                        se::kNeedsWeights | kBiases};
-  for (const int wanted : kWatchesOrder ? std::vector<int>{kAll} : every_need) {
+  for (const int wanted : kWatchesOrder || c.is_large ? std::vector<int>{kAll} : every_need) {
     const int needs = wanted & (se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights);
     const se::Plan backward = se::choose_backward(type, shape, path.limits, needs);
     Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
@@ -252,8 +253,8 @@ int main(int count, char** arguments) {
       if (kWatchesOrder && path.orders_as_another) continue;
       for (const Case& c : cases) {
         check<float>(c, path, channels_last, DataType::kFloat, 2e-5, seed);
-        check<__nv_bfloat16>(c, path, channels_last, DataType::kBFloat16, 6e-3, seed);
         if (!kWatchesOrder) {
+          check<__nv_bfloat16>(c, path, channels_last, DataType::kBFloat16, 6e-3, seed);
           check<__half>(c, path, channels_last, DataType::kHalf, 8e-4, seed);
           check<double>(c, path, channels_last, DataType::kDouble, 1e-13, seed);
         }
@@ -262,9 +263,15 @@ int main(int count, char** arguments) {
     }
   // More numbers than a block keeps in shared memory, and vectors at 16 bytes that are not at 32.
   if (!kWatchesOrder) {
-    for (const Case& c : {Case{2, 1026, 5, 2}, Case{1, 1026, 0, 1}, Case{2, 3, 1030, 2}})
+    const auto large = [](int64_t samples, int64_t channels, int64_t hidden, int64_t pixels) {
+      Case c{samples, channels, hidden, pixels};
+      c.is_large = true;
+      return c;
+    };
+    for (const Case& c : {large(2, 1026, 5, 2), large(1, 1026, 0, 1), large(2, 3, 1030, 2)})
       check<double>(c, kPaths[1], false, DataType::kDouble, 1e-13, seed);
-    for (const Path& path : kPaths) check<__nv_bfloat16>({2, 2056, 12, 1}, path, true, DataType::kBFloat16, 6e-3, seed);
+    for (const Path& path : kPaths)
+      check<__nv_bfloat16>(large(2, 2056, 12, 1), path, true, DataType::kBFloat16, 6e-3, seed);
   }
   return finish();
 }

@@ -18,7 +18,7 @@ inline int finish() {
   return failures ? 1 : 0;
 }
 
-// ThreadSanitizer watches the order of accesses, which is that of float for double too, and of bfloat16 for half.
+// ThreadSanitizer watches the order of accesses, not numbers: float stands for every type that has no code of its own.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr bool kWatchesOrder = true;
 #else
