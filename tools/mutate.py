@@ -6,62 +6,92 @@ Each mutant is the room's kernels (csrc/<room>/*.cuh) with one change:
     bound     a comparison is loosened by one:  <  to  <=,  >=  to  >
     mask      the condition of an `if` or of a `?:` is always true
 
-It is built as the room's stand-alone program (tests/emulation/standalone/<room>.cpp) with AddressSanitizer, then with
-ThreadSanitizer, and must fail in one of them: by wrong numbers, a report, a deadlock, or too long a run. Mutants that
-change nothing are listed with the reason in tests/emulation/equivalent_mutants/<room>.json. Exits with 1 where another
-one survives.
+The room's stand-alone program (tests/emulation/standalone/<room>.cpp) must fail with it, built with AddressSanitizer or
+with ThreadSanitizer: by wrong numbers, a report, a deadlock, or too long a run. Mutants that change nothing are listed
+with the reason in tests/emulation/equivalent_mutants/<room>.json. Exits with 1 where another one survives.
+
+One build holds all mutants of a room, each behind a switch (tools/mutated.h); a variable of the environment turns one
+on. What is decided at compile time (constexpr, __launch_bounds__) has no switch: those few are built one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import os
-import queue
 import random
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from tools import emulated
 
 ROOT = emulated.ROOT
 WORK = ROOT / "build" / "mutate"
 EQUIVALENT = ROOT / "tests" / "emulation" / "equivalent_mutants"
+SWITCHES = ROOT / "tools" / "mutated.h"
+NUMBER = "ATTNKERNELS_MUTANT"
+REFUSED = "does not compile"
 
 BARRIER = re.compile(
     r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|[\w.():]+\.(?:sync|barrier_\w+)\([^()]*\);"
 )
 COMPARISON = re.compile(r" (<|>=) ")
+LOOSER = {"<": "<=", ">=": ">"}
+SWITCH = {"<": "less", ">=": "greater"}
 CONDITION = re.compile(r"\bif \(")
 # What a condition of `?:` can begin behind, outside parentheses of its own.
 BEFORE_CONDITION = ("= ", "return ", ", ", "? ", " : ", "{")
 COMPARISONS = ("== ", "!= ", "<= ", ">= ")
+COMPILE_TIME = re.compile(r"\bconstexpr\b|__launch_bounds__")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What of one line, from `start` to `end`, becomes `after`."""
+
+    kind: str
+    start: int
+    end: int
+    after: str
+
+    def apply(self, line: str) -> str:
+        return line[: self.start] + self.after + line[self.end :]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: at `line` (from 0) of csrc/<file>, `before` becomes `after`; `nth` of equal changes in the file."""
+    """A change of line `number` (from 0) of csrc/<file>; `nth` of equal changes in the file."""
 
     file: str
-    kind: str
-    line: int
-    before: str
-    after: str
+    number: int
+    line: str
+    change: Change
     nth: int
+
+    @property
+    def after(self) -> str:
+        return self.change.apply(self.line)
+
+    @property
+    def is_compile_time(self) -> bool:
+        return bool(COMPILE_TIME.search(self.line))
 
     def key(self) -> tuple[str, str, str, str, int]:
         """What names it in the list of equivalent mutants: no line number, so that other edits do not matter."""
-        return self.file, self.kind, self.before.strip(), self.after.strip(), self.nth
+        return self.file, self.change.kind, self.line.strip(), self.after.strip(), self.nth
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line + 1} {self.kind}: {self.after.strip()}"
+        return f"{self.file}:{self.number + 1} {self.change.kind}: {self.after.strip()}"
 
 
 def _closing(text: str, opening: int) -> int | None:
@@ -78,30 +108,28 @@ def _condition(code: str, question: int) -> int:
     """Where the condition begins that ends before the ` ? ` at `question`."""
     depth = 0
     for position in range(question - 1, -1, -1):
-        depth += {")": 1, "(": -1}.get(code[position], 0)
+        depth += {")": 1, "]": 1, "(": -1, "[": -1}.get(code[position], 0)
         before = code[: position + 1]
         if depth < 0 or (depth == 0 and before.endswith(BEFORE_CONDITION) and not before.endswith(COMPARISONS)):
             return position + 1
     return len(code) - len(code.lstrip())
 
 
-def changes(line: str) -> Iterator[tuple[str, str]]:
-    """(kind, changed line) of everything that can be changed in one line."""
+def changes(line: str) -> Iterator[Change]:
+    """Everything that can be changed in one line."""
     code = line.split("//")[0]
     if re.search(r"static_assert|if constexpr|^\s*#|^\s*template", code):
         return
     for match in BARRIER.finditer(code):
-        yield "barrier", line[: match.start()] + ";" + line[match.end() :]
+        yield Change("barrier", match.start(), match.end(), ";")
     for match in COMPARISON.finditer(code):
-        looser = {"<": "<=", ">=": ">"}[match.group(1)]
-        yield "bound", f"{line[: match.start()]} {looser} {line[match.end() :]}"
+        yield Change("bound", match.start(1), match.end(1), LOOSER[match.group(1)])
     for match in CONDITION.finditer(code):
         end = _closing(code, match.end() - 1)
         if end is not None:
-            yield "mask", f"{line[: match.end()]}true{line[end:]}"
+            yield Change("mask", match.end(), end, "true")
     for match in re.finditer(r" \? ", code):
-        start = _condition(code, match.start())
-        yield "mask", f"{line[:start]}true{line[match.start() :]}"
+        yield Change("mask", _condition(code, match.start()), match.start(), "true")
 
 
 def mutants(room: str) -> list[Mutant]:
@@ -110,10 +138,10 @@ def mutants(room: str) -> list[Mutant]:
     for path in sorted((ROOT / "csrc" / room).glob("*.cuh")):
         seen: dict[tuple[str, str], int] = {}
         for number, line in enumerate(path.read_text().splitlines()):
-            for kind, after in changes(line):
-                nth = seen.get((line.strip(), after.strip()), 0)
-                seen[line.strip(), after.strip()] = nth + 1
-                found.append(Mutant(f"{room}/{path.name}", kind, number, line, after, nth))
+            for change in changes(line):
+                key = line.strip(), change.apply(line).strip()
+                nth = seen[key] = seen.get(key, -1) + 1
+                found.append(Mutant(f"{room}/{path.name}", number, line, change, nth))
     return found
 
 
@@ -124,90 +152,147 @@ def equivalents(room: str) -> dict[tuple, str]:
     return {tuple(row[name] for name in ("file", "kind", "before", "after", "nth")): row["reason"] for row in rows}
 
 
-class Workplace:
-    """A copy of the sources in which one mutant after the other is built and run."""
+def switched(line: str, numbered: Iterable[tuple[int, Change]]) -> str:
+    """The line with a switch for each of the changes; switches only insert text, so that several go together."""
+    inserted: list[tuple[int, int, int, str]] = []  # position, order there, length of what is enclosed, text
+    for number, change in numbered:
+        start, end, length = change.start, change.end, change.end - change.start
+        if change.kind == "bound":
+            operator = line[start:end]
+            inserted.append((end, 1, 0, f" mutated::{SWITCH[operator]}({number}) {operator}"))
+            continue
+        if change.kind == "barrier":
+            end -= 1  # before the semicolon
+            before, after = f"(mutated::active({number}) ? void() : void(", "))"
+        else:
+            before, after = f"mutated::active({number}) || (", ")"
+        inserted.append((start, 1, -length, before))  # where several begin, the longest encloses the others
+        inserted.append((end, 0, length, after))
+    for position, _, _, text in sorted(inserted, reverse=True):
+        line = line[:position] + text + line[position:]
+    return line
 
-    def __init__(self, room: str, number: int) -> None:
-        self.room, self.folder = room, WORK / f"{room}-{number}"
-        self.csrc = self.folder / "csrc"
-        if self.csrc.exists():
-            shutil.rmtree(self.csrc)
-        shutil.copytree(ROOT / "csrc", self.csrc, copy_function=shutil.copy2)
 
-    def run(self, mode: str, timeout: float) -> tuple[str, float]:
-        """How the program ended, "" when well; and the seconds that it ran."""
-        ninja_file = emulated.NinjaFile(mode, self.csrc, self.folder / mode)
-        ninja_file.program(self.room)
-        try:
-            emulated.run_ninja(ninja_file, jobs=1)
-        except RuntimeError:
-            return "does not compile", 0.0
+def rewrite(room: str, everything: list[Mutant], csrc: Path, alone: Mutant | None = None) -> None:
+    """Writes a copy of csrc with a switch for each mutant, number n + 1 for the n-th, or with one mutant alone.
+
+    Files that have not changed keep their time, so that nothing is built again for them.
+    """
+    for stale in csrc.glob("*/*"):
+        if not (ROOT / "csrc" / stale.relative_to(csrc)).exists():
+            stale.unlink()
+    for source in sorted((ROOT / "csrc").glob("*/*")):
+        name = f"{source.parent.name}/{source.name}"
+        lines = source.read_text().splitlines()
+        numbered: dict[int, list[tuple[int, Change]]] = {}
+        for number, mutant in enumerate(everything, 1):
+            if mutant.file == name and not mutant.is_compile_time and not alone:
+                numbered.setdefault(mutant.number, []).append((number, mutant.change))
+        for at, found in numbered.items():
+            lines[at] = switched(lines[at], found)
+        if alone and alone.file == name:
+            lines[alone.number] = alone.after
+        text, target = "\n".join(lines) + "\n", csrc / name
+        if not target.exists() or target.read_text() != text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+
+
+class NinjaFile(emulated.NinjaFile):
+    """Of a program with switches."""
+
+    def __init__(self, mode: str, folder: Path) -> None:
+        super().__init__(mode, folder / "csrc", folder / mode)
+        # -fno-aggressive-loop-optimizations: a loop that runs past an array must not make the compiler drop its end.
+        kernels = [*self.flags.kernels, "-include", str(SWITCHES), "-fno-aggressive-loop-optimizations"]
+        self.flags = dataclasses.replace(self.flags, kernels=kernels)
+
+    def emulation(self) -> list[Path]:
+        return [*super().emulation(), self.object(SWITCHES.with_suffix(".cpp"))]
+
+
+def run(program: Path, number: int, seconds: float) -> str:
+    """How the program ended with that mutant active, "" when well."""
+    environment = {**os.environ, NUMBER: str(number), "TSAN_OPTIONS": "halt_on_error=1"}
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
+    # Of the processor's time: other work on the machine must not kill a mutant. The second limit is for one that waits.
+    command = ["sh", "-c", 'ulimit -c 0; ulimit -S -t "$0"; exec "$1"', str(math.ceil(seconds)), str(program)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=20 * seconds)
+    except subprocess.TimeoutExpired:
+        return f"waited for {20 * seconds:.0f} s"
+    if done.returncode == -signal.SIGXCPU:
+        return f"ran for more than {seconds:.0f} s"
+    if done.returncode in (-signal.SIGKILL, -signal.SIGTERM):
+        raise RuntimeError(f"{program} was ended from outside, perhaps for want of memory; mutant {number}")
+    return f"exit code {done.returncode}" if done.returncode else ""
+
+
+class Programs:
+    """The room's program in both modes."""
+
+    MODES = ("asan", "tsan")
+
+    def __init__(self, room: str, everything: list[Mutant], jobs: int) -> None:
+        self.room, self.everything, self.jobs = room, everything, jobs
+        self.folder = WORK / room
+        rewrite(room, everything, self.folder / "csrc")
+        self.build(self.folder)
+        self.seconds = {mode: self.baseline(mode) for mode in self.MODES}
+
+    def build(self, folder: Path) -> None:
+        def one(mode: str) -> None:
+            ninja_file = NinjaFile(mode, folder)
+            ninja_file.program(self.room)
+            emulated.run_ninja(ninja_file, jobs=max(1, self.jobs // len(self.MODES)))
+
+        with ThreadPoolExecutor(min(self.jobs, len(self.MODES))) as pool:
+            list(pool.map(one, self.MODES))
+
+    def baseline(self, mode: str) -> float:
+        """How long the kernels may take, from how long they take without a mutant."""
         start = time.monotonic()
-        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        try:
-            done = subprocess.run(
-                [self.folder / mode / self.room], env=environment, capture_output=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
-            return f"{mode}: ran for more than {timeout:.0f} s", timeout
-        return ("" if done.returncode == 0 else f"{mode}: exit code {done.returncode}"), time.monotonic() - start
+        if outcome := run(self.folder / mode / self.room, 0, 600):
+            sys.exit(f"{self.room} fails in mode {mode} without any mutation: {outcome}")
+        return 5 + 2 * (time.monotonic() - start)
 
-    def kill(self, mutant: Mutant, timeouts: dict[str, float]) -> str:
+    def outcome(self, mutant: Mutant) -> str:
         """What noticed the mutant; empty when it survived."""
-        path = self.csrc / mutant.file
-        original = path.read_text()
-        lines = original.splitlines()
-        lines[mutant.line] = mutant.after
-        path.write_text("\n".join(lines) + "\n")
-        try:
-            # Who is more likely to notice comes first.
-            for mode in ("tsan", "asan") if mutant.kind == "barrier" else ("asan", "tsan"):
-                if outcome := self.run(mode, timeouts[mode])[0]:
-                    return outcome
-            return ""
-        finally:
-            path.write_text(original)
+        folder, number = self.folder, self.everything.index(mutant) + 1
+        if mutant.is_compile_time:
+            folder, number = WORK / f"{self.room}-alone", 0
+            rewrite(self.room, self.everything, folder / "csrc", mutant)
+            try:
+                self.build(folder)
+            except RuntimeError:
+                return REFUSED
+        # Who is more likely to notice comes first.
+        for mode in reversed(self.MODES) if mutant.change.kind == "barrier" else self.MODES:
+            if outcome := run(folder / mode / self.room, number, self.seconds[mode]):
+                return f"{mode}: {outcome}"
+        return ""
 
 
-def baseline(workplace: Workplace) -> dict[str, float]:
-    """Builds and runs the kernels as they are; the time limits of their mutants."""
-    limits = {}
-    for mode in ("asan", "tsan"):
-        outcome, seconds = workplace.run(mode, 600)
-        if outcome:
-            sys.exit(f"{workplace.room} fails without any mutation: {outcome}")
-        limits[mode] = 20 + 5 * seconds
-    return limits
-
-
-def check(room: str, chosen: list[Mutant], jobs: int, minutes: float) -> tuple[list[Mutant], int]:
-    """Builds and runs the mutants; the survivors, and how many there was no time for."""
+def check(room: str, everything: list[Mutant], chosen: list[Mutant], jobs: int, minutes: float) -> dict[Mutant, str]:
+    """Builds and runs the mutants; what noticed each for which there was time."""
     deadline = time.monotonic() + 60 * minutes
-    workplaces: queue.Queue[Workplace] = queue.Queue()
-    everyone = [Workplace(room, number) for number in range(jobs)]
-    limits = baseline(everyone[0])
-    for workplace in everyone:
-        workplaces.put(workplace)
-    survivors, left_out, printing = [], 0, threading.Lock()
+    programs = Programs(room, everything, jobs)
+    outcomes, printing = {}, threading.Lock()
 
     def one(mutant: Mutant) -> None:
-        nonlocal left_out
         if time.monotonic() > deadline:
-            left_out += 1
             return
-        workplace = workplaces.get()
-        try:
-            outcome = workplace.kill(mutant, limits)
-        finally:
-            workplaces.put(workplace)
+        outcome = outcomes[mutant] = programs.outcome(mutant)
         with printing:
-            print(f"{'survived' if not outcome else 'killed  '}  {mutant}   [{outcome}]", flush=True)
-        if not outcome:
-            survivors.append(mutant)
+            verdict = "refused " if outcome == REFUSED else "killed  " if outcome else "survived"
+            print(f"{verdict}  {mutant}   [{outcome}]", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, chosen))
-    return survivors, left_out
+        list(pool.map(one, [mutant for mutant in chosen if not mutant.is_compile_time]))
+    for mutant in chosen:
+        if mutant.is_compile_time:
+            one(mutant)
+    return outcomes
 
 
 def main() -> None:
@@ -223,6 +308,7 @@ def main() -> None:
     rooms = arguments.rooms or [name for name in emulated.programs() if list((ROOT / "csrc" / name).glob("*.cuh"))]
     failed = False
     for room in rooms:
+        start = time.monotonic()
         known = equivalents(room)
         everything = mutants(room)
         unknown_rows = set(known) - {mutant.key() for mutant in everything}
@@ -236,9 +322,13 @@ def main() -> None:
         if arguments.list:
             print("\n".join(map(str, chosen)))
             continue
-        survivors, left_out = check(room, chosen, arguments.jobs, arguments.minutes)
+        outcomes = check(room, everything, chosen, arguments.jobs, arguments.minutes)
+        survivors = [mutant for mutant, outcome in outcomes.items() if not outcome]
+        refused = list(outcomes.values()).count(REFUSED)
         print(
-            f"{room}: {len(chosen) - left_out - len(survivors)} killed, {len(survivors)} survived, {left_out} not run"
+            f"{room}: {len(outcomes) - len(survivors) - refused} killed, {refused} refused by the compiler, "
+            f"{len(survivors)} survived, {len(chosen) - len(outcomes)} not run, "
+            f"{(time.monotonic() - start) / 60:.1f} minutes"
         )
         for mutant in survivors:
             row = dict(zip(("file", "kind", "before", "after", "nth"), mutant.key(), strict=True))

@@ -58,6 +58,7 @@ template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
 #ifdef ATTNKERNELS_EMULATED
+  if (!has_mma_m16n8k16()) __trap();  // as below
   const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
   float rows[2][16], columns[2][16];  // rows group, group + 8 of A; columns 2 member, 2 member + 1 of B
   const auto unpack = [](float* to, uint32_t pair) {

@@ -222,19 +222,21 @@ int main(int count, char** arguments) {
   const std::vector<Case> cases = {
       {2, 3, 5, 1, 4, 3},    {1, 8, 16, 1, 3, 2}, {1, 2, 3, 2, 3, 2},
       {1, 1, 2, 1, 1, 4},    {1, 2, 1, 1, 3, 1},  {1, 16, 8, 1, 2, 3, 1},  // misaligned
+      {1, 2, 0, 1, 2, 2},                                                  // values without a channel
       {1, 0, 2, 1, 2, 2},                                                  // energies without a channel
       {0, 2, 2, 1, 2, 2},    {1, 2, 2, 1, 0, 2},  {1, 2, 2, 1, 1, 67},     // two tiles of a line
       {1, 70, 130, 1, 1, 2},                                               // two tiles of channels
   };
   for (const Case& c : cases) {
     check<float>(c, DataType::kFloat, 2e-5, seed);
-    check<double>(c, DataType::kDouble, 1e-13, seed);
+    if (!kWatchesOrder) check<double>(c, DataType::kDouble, 1e-13, seed);
     for (const int major : {7, 9}) {  // without and with tensor cores
       attnkernels::emulation::device.major = major;
+      if (kWatchesOrder && major < 8) continue;
       check<__half>(c, DataType::kHalf, 2e-3, seed);
-      check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
+      if (!kWatchesOrder) check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
     }
+    if (failures) return finish();
   }
-  std::printf("%s\n", failures ? "wrong" : "right");
-  return failures ? 1 : 0;
+  return finish();
 }

@@ -27,6 +27,7 @@ struct Case {
   bool stacked = false;  // the branches and their gradients are slices of one tensor
   int64_t offset = 0;    // of all maps, in elements past an aligned address
   bool unequal = false;  // grad_y and the last branch are aligned otherwise than the others
+  double logits = 1;     // their size
 };
 
 // A feature map [N, C, P] in the memory of `rows`.
@@ -67,8 +68,8 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
                            std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset);
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
-  const auto fill = [&](auto& buffer) {
-    for (int64_t i = 0; i < buffer.count; ++i) assign(buffer[i], normal(generator));
+  const auto fill = [&](auto& buffer, double size = 1) {
+    for (int64_t i = 0; i < buffer.count; ++i) assign(buffer[i], size * normal(generator));
   };
   const auto run = [&](const char* what, const attnkernels::Result& result) {
     if (!result.error) return;
@@ -104,8 +105,8 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   const sk::Rows<T> y = map(c.offset);
   const std::vector<sk::Rows<T>> grads = maps(false);
   Buffer<T> logits(N * M * C), grad_pooled(N * C), pooled(N * C), grad_logits(N * M * C);
-  Buffer<Sum> weights(N * M * C);
-  fill(logits);
+  Buffer<Sum> weights(N * M * C, 16 / sizeof(Sum));  // at 16 bytes, as vectors must be, and at no more
+  fill(logits, c.logits);
   fill(grad_pooled);
 
   sk::Branches<const void> branches{};
@@ -176,11 +177,12 @@ int main(int count, char** arguments) {
   const std::vector<Case> cases = {
       {2, 5, 49, 2},
       {1, 16, 9, 3, true},
-      {1, 3, 2100, 2},         // planes split among warps
-      {1, 1, 10000, 2, true},  // planes and pixels split among blocks
-      {1, 8, 3000, 3},         // the same of vectors of pixels, with more than two branches
-      {2, 40, 16, 4, true},
-      {1, 300, 5, 2},  // more channels than a block's
+      {1, 3, 2100, 2},                      // planes split among warps
+      {1, 1, 10000, 2, true},               // planes and pixels split among blocks
+      {1, 8, 3000, 3},                      // the same of vectors of pixels, with more than two branches
+      {2, 40, 16, 4, true, 0, false, 100},  // exp(logit) is infinite
+      {1, 33, 6, 2},                        // the last tile of channels is not full
+      {1, 264, 5, 2},                       // nor is it in vectors of 16-bit elements
       {2, 24, 1, 8},
       {1, 16, 61, 2, false, 1},  // rows that begin alike, off the boundary
       {2, 16, 33, 3, false, 3, true},
@@ -189,9 +191,12 @@ int main(int count, char** arguments) {
   for (const Case& c : cases)
     for (const bool channels_last : {false, true}) {
       check<float>(c, channels_last, DataType::kFloat, 1e-5, seed);
-      check<__nv_bfloat16>(c, channels_last, DataType::kBFloat16, 5e-3, seed);
-      check<__half>(c, channels_last, DataType::kHalf, 6e-4, seed);
-      check<double>(c, channels_last, DataType::kDouble, 1e-13, seed);
+      if (!kWatchesOrder) {
+        check<__nv_bfloat16>(c, channels_last, DataType::kBFloat16, 5e-3, seed);
+        check<__half>(c, channels_last, DataType::kHalf, 6e-4, seed);
+        check<double>(c, channels_last, DataType::kDouble, 1e-13, seed);
+      }
+      if (failures) return finish();
     }
   // What is split among blocks, and vectorised, must be among the cases.
   const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
@@ -201,6 +206,5 @@ int main(int count, char** arguments) {
     std::printf("%s are not split\n", shape.channels_last ? "pixels" : "planes");
     ++failures;
   }
-  std::printf("%s\n", failures ? "wrong" : "right");
-  return failures ? 1 : 0;
+  return finish();
 }
