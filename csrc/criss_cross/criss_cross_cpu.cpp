@@ -74,6 +74,12 @@ Tensor channels_last_map(const Tensor& x) {
   return result;
 }
 
+// Frees copies before the results are copied, unless they are the caller's tensors.
+template <class... Tensors>
+void release(Tensors&... tensors) {
+  ((tensors = Tensor()), ...);
+}
+
 // The result [.., C] of a call as a map in the layout of the call.
 Tensor in_layout(Tensor x, bool channels_last) {
   if (channels_last || x.dim() == 1) return x;
@@ -132,8 +138,8 @@ T* offset(T* start, int64_t elements) {
 
 std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value) {
   const Shape shape = attention_shape("criss_cross_attention", query, key, value);
-  const Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
-               dense_value = channels_last_map(value);
+  Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
+         dense_value = channels_last_map(value);
   Tensor out = allocate_map(value.sizes(), value, true);
   Tensor log_sum_exp = allocate(pixel_sizes(value), accumulation_dtype(value.scalar_type()), value);
   if (log_sum_exp.numel() == 0) return {in_layout(std::move(out), shape.channels_last), std::move(log_sum_exp)};
@@ -163,6 +169,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
       for (int64_t i = begin; i < end; ++i) largest[i] += std::log(sum[i]);
     });
   });
+  release(dense_query, dense_key, dense_value);
   return {in_layout(std::move(out), shape.channels_last), std::move(log_sum_exp)};
 }
 
@@ -186,9 +193,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   STD_TORCH_CHECK(log_sum_exp.numel() == shape.samples * shape.pixels() && log_sum_exp.device() == value.device() &&
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
-  const Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
-               dense_value = channels_last_map(value), dense_grad = channels_last_map(grad_out),
-               statistics = attnkernels::contiguous(log_sum_exp);
+  Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
+         dense_value = channels_last_map(value), dense_grad = channels_last_map(grad_out);
+  const Tensor statistics = attnkernels::contiguous(log_sum_exp);
   Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, true),
          grad_key = allocate_gradient(needs & kNeedsKey, key, true),
          grad_value = allocate_gradient(needs & kNeedsValue, value, true);
@@ -226,6 +233,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
       });
     });
   });
+  release(dense_query, dense_key, dense_value, dense_grad);
   return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last),
           in_layout(std::move(grad_value), shape.channels_last)};
 }
