@@ -193,17 +193,19 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   STD_TORCH_CHECK(log_sum_exp.numel() == shape.samples * shape.pixels() && log_sum_exp.device() == value.device() &&
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
-  Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
-         dense_value = channels_last_map(value), dense_grad = channels_last_map(grad_out);
+  Tensor dense_grad = channels_last_map(grad_out);
   const Tensor statistics = attnkernels::contiguous(log_sum_exp);
+  const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
+  // Before anything else is allocated: a copy of `out` is gone then.
+  if (needs & (kNeedsQuery | kNeedsKey)) compute_delta(deltas, dense_grad, channels_last_map(out));
+  Tensor dense_query = channels_last_map(query), dense_key = channels_last_map(key),
+         dense_value = channels_last_map(value);
   Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, true),
          grad_key = allocate_gradient(needs & kNeedsKey, key, true),
          grad_value = allocate_gradient(needs & kNeedsValue, value, true);
   if (log_sum_exp.numel() == 0)
     return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last),
             in_layout(std::move(grad_value), shape.channels_last)};
-  const Tensor deltas = allocate(statistics.sizes(), statistics.scalar_type(), value);
-  if (needs & (kNeedsQuery | kNeedsKey)) compute_delta(deltas, dense_grad, channels_last_map(out));
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using Sum = Accumulator<T>;
     const int64_t query_size = shape.query_channels * shape.pixels(),
