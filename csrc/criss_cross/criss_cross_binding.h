@@ -29,11 +29,15 @@ inline MemoryFormat memory_format(int64_t rank, bool channels_last) {
   return rank == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
 }
 
-// x itself where it is dense in the wanted layout, a copy otherwise. A map of one channel or one pixel is dense in
-// both.
-inline Tensor dense_map(const Tensor& x, bool channels_last) {
+// Whether x is dense in the wanted layout. A map of one channel or one pixel is dense in both.
+inline bool is_dense(const Tensor& x, bool channels_last) {
   const bool one = x.size(1) == 1 || x.numel() == x.size(0) * x.size(1);
-  if (x.is_contiguous() ? !channels_last || one : channels_last && has_channels_last(x)) return x;
+  return x.is_contiguous() ? !channels_last || one : channels_last && has_channels_last(x);
+}
+
+// x itself where it is dense in the wanted layout, a copy otherwise.
+inline Tensor dense_map(const Tensor& x, bool channels_last) {
+  if (is_dense(x, channels_last)) return x;
   return torch::stable::contiguous(x, memory_format(x.dim(), channels_last));
 }
 

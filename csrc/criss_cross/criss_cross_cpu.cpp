@@ -44,33 +44,31 @@ void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
 
 // ---- layouts: the kernels work on pixels of contiguous channels, other maps are copied to that and back
 
-// Pixels of a sample that one thread transposes: a strip of transpose_map, and enough to be worth waking it.
-constexpr int64_t kTransposed = 64;
-
 // to[sample][column][row] = from[sample][row][column]
 void transpose(const Tensor& to, const Tensor& from, int64_t samples, int64_t rows, int64_t columns) {
   if (from.numel() == 0) return;
-  const int64_t strips = (columns + kTransposed - 1) / kTransposed;
+  constexpr int64_t kStrip = 64;  // columns: whole cache lines of each row, and their rows of `to` stay in the L2
+  const int64_t strips = (columns + kStrip - 1) / kStrip;
   cpu::dispatch("criss_cross", from.scalar_type(), [&]<class T>(T) {
-    const auto kernel = SIMD_CHOOSE(transpose_map<T>);
+    const auto kernel = SIMD_CHOOSE(transpose_columns<T>);
     T* target = static_cast<T*>(to.mutable_data_ptr());
     const T* source = static_cast<const T*>(from.const_data_ptr());
-    const int64_t grain = 1 + kPixelsPerThread / (rows * kTransposed);
+    const int64_t grain = 1 + kPixelsPerThread / (rows * kStrip);
     torch::stable::parallel_for(0, samples * strips, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t map = i / strips * rows * columns, strip = i % strips * kTransposed;
-        kernel(target + map, source + map, rows, columns, strip, std::min(columns, strip + kTransposed));
+        const int64_t map = i / strips * rows * columns, strip = i % strips * kStrip;
+        kernel(target + map, source + map, rows, columns, strip, std::min(columns, strip + kStrip));
       }
     });
   });
 }
 
+int64_t pixels_of(const Tensor& map) { return map.numel() / std::max<int64_t>(map.size(0) * map.size(1), 1); }
+
 Tensor channels_last_map(const Tensor& x) {
-  const bool one = x.size(1) == 1 || x.numel() == x.size(0) * x.size(1);
-  if (!x.is_contiguous() || one) return dense_map(x, true);
+  if (!x.is_contiguous() || is_dense(x, true)) return dense_map(x, true);
   Tensor result = allocate_map(x.sizes(), x, true);
-  const int64_t maps = std::max<int64_t>(x.size(0) * x.size(1), 1);
-  transpose(result, x, x.size(0), x.size(1), x.numel() / maps);
+  transpose(result, x, x.size(0), x.size(1), pixels_of(x));
   return result;
 }
 
@@ -84,8 +82,7 @@ void release(Tensors&... tensors) {
 Tensor in_layout(Tensor x, bool channels_last) {
   if (channels_last || x.dim() == 1) return x;
   Tensor result = allocate_map(x.sizes(), x, false);
-  const int64_t maps = std::max<int64_t>(x.size(0) * x.size(1), 1);
-  transpose(result, x, x.size(0), x.numel() / maps, x.size(1));
+  transpose(result, x, x.size(0), pixels_of(x), x.size(1));
   return result;
 }
 

@@ -146,25 +146,21 @@ void query_and_key_gradients(const Arguments& to, const Scratch<Sum>& scratch, c
                  scratch.query, scratch, pass, start, scale);
 }
 
-// to[j][i] = from[i][j] for i < rows and begin <= j < end, of `columns`: a map from one layout to the other
+// to[j][i] = from[i][j] for i < rows and begin <= j < end, of `columns`
 template <class T>
-void transpose_map(T* to, const T* from, int64_t rows, int64_t columns, int64_t begin, int64_t end) {
+void transpose_columns(T* to, const T* from, int64_t rows, int64_t columns, int64_t begin, int64_t end) {
   constexpr int64_t kStep = kLanes<T>;
-  constexpr int64_t kStrip = 64;  // columns: whole cache lines of each row, and their rows of `to` stay in the L2
-  for (int64_t strip = begin; strip < end; strip += kStrip) {
-    const int64_t strip_end = min_of(strip + kStrip, end);
-    for (int64_t i = 0; i < rows; i += kStep) {
-      const int64_t height = min_of(rows - i, kStep);
-      for (int64_t r = i + kStep; r < min_of(i + 2 * kStep, rows); ++r)
-        for (int64_t j = strip; j < strip_end; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + r * columns + j);
-      for (int64_t j = strip; j < strip_end; j += kStep) {
-        const int64_t width = min_of(strip_end - j, kStep);
-        Vec<T> block[kStep];
-        for (int64_t r = 0; r < kStep; ++r)
-          block[r] = r < height ? load_lanes(from + (i + r) * columns + j, width) : Vec<T>{};
-        transpose_vectors<kStep / 2>(block);
-        for (int64_t c = 0; c < width; ++c) store_lanes(to + (j + c) * rows + i, block[c], height);
-      }
+  for (int64_t i = 0; i < rows; i += kStep) {
+    const int64_t height = min_of(rows - i, kStep);
+    for (int64_t r = i + kStep; r < min_of(i + 2 * kStep, rows); ++r)
+      for (int64_t j = begin; j < end; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + r * columns + j);
+    for (int64_t j = begin; j < end; j += kStep) {
+      const int64_t width = min_of(end - j, kStep);
+      Vec<T> block[kStep];
+      for (int64_t r = 0; r < kStep; ++r)
+        block[r] = r < height ? load_lanes(from + (i + r) * columns + j, width) : Vec<T>{};
+      transpose_vectors<kStep / 2>(block);
+      for (int64_t c = 0; c < width; ++c) store_lanes(to + (j + c) * rows + i, block[c], height);
     }
   }
 }
