@@ -16,10 +16,8 @@ from .timing import make_timer
 
 COMPILED_MODELS = ("mobilenet_v3_large", "seresnet50")  # the full set belongs to `python -m benchmarks models`
 BATCHES = (1, 8)
-ROUNDS = 7
-ROUNDS_SECONDS = 5.0  # per row: more rounds where a round is short
-QUICK_ROUNDS = 3  # with --quick, which is to end in a minute and a half; most rows still get more
-QUICK_SECONDS = 1.0
+ROUNDS, SECONDS = 7, 12.0  # of a row: rounds at least, and more of them while the seconds last
+QUICK_ROUNDS, QUICK_SECONDS = 3, 1.0  # with --quick, which is to end in a minute and a half
 
 
 def configurations(compiled: bool) -> list[tuple[str, int, str, tuple[str, ...]]]:
@@ -57,11 +55,11 @@ def run(arguments) -> int:
             if name not in models:
                 models = {name: calibrate(load_model(name), photograph.batch(4))}
             configuration = Configuration(name, batch, layout, torch.float32, "forward", device)
-            rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if arguments.quick else (ROUNDS, ROUNDS_SECONDS)
+            rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if arguments.quick else (ROUNDS, SECONDS)
             try:
                 measurement = Measurement(configuration, models[name], columns, exact.get((name, batch)))
                 exact[name, batch] = measurement.exact
-                document["rows"].append(measurement.row(timer, rounds, seconds))
+                document["rows"].append(measurement.row(timer, rounds, arguments.seconds or seconds))
             except Exception as error:  # the others are still worth showing
                 document["failed"].append(f"{configuration}: {error!r}")
             progress.advance(bar)

@@ -216,7 +216,7 @@ def run(arguments) -> int:
             torch.compiler.reset()
             try:
                 measurement = Measurement(configuration, model, arguments.columns or COLUMNS)
-                document["rows"].append(measurement.row(timer, arguments.rounds))
+                document["rows"].append(measurement.row(timer, arguments.rounds, arguments.seconds))
             except Exception as error:  # one configuration that fails must not lose the others' figures
                 document["failed"].append(f"{configuration}: {error!r}")
                 report.note(f"FAILED {document['failed'][-1]}")

@@ -21,7 +21,7 @@ SPACE = ("H", "W", "D")  # the axes that make up the number of pixels
 
 
 def _bars(axes, names: list[str], ratios: list[dict[str, float]], title: str) -> None:
-    """Horizontal bars of ratios with their quartiles; grey where those lie on both sides of 1, "as fast"."""
+    """Horizontal bars of ratios with their confidence intervals; grey where those lie on both sides of 1, "as fast"."""
     positions = np.arange(len(names))
     middle = np.array([value["median"] for value in ratios])
     spread = np.abs(np.array([[value["low"], value["high"]] for value in ratios]).T - middle)

@@ -39,7 +39,7 @@ def _least(row: Document) -> str:
 
 
 def demo(document: Document, file: Path) -> list[str]:
-    """One line per model and setting: times, speed-up and spread, largest output difference."""
+    """One line per model and setting: times, speed-up and its confidence interval, largest output difference."""
     lines = []
     for row in document["rows"]:
         if "patched" not in row.get("median", {}):
@@ -49,11 +49,11 @@ def demo(document: Document, file: Path) -> list[str]:
             [
                 f"{row['model']}, batch {row['batch']}, {row['layout']}",
                 *(f"{row['median'][name] * 1e3:.1f}" for name in ("eager", "patched")),
-                f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})",
+                f"{ratio['median']:.3f}x ({ratio['low']:.3f}-{ratio['high']:.3f})",
                 f"{row['from_eager']['patched']:.0e}",
             ]
         )
-    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (spread)", "output difference"]
+    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (95 % interval)", "output difference"]
     return [*_table(header, lines), "", _place(document, file)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._autograd import reference_backward
+from .._autograd import Function, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -116,7 +116,7 @@ def _wanted(grads, needs: int) -> list[Tensor | None]:
     return [grad if needs >> i & 1 else None for i, grad in enumerate(grads)]
 
 
-class AffinityFunction(torch.autograd.Function):
+class AffinityFunction(Function):
     """Saves query and key."""
 
     @staticmethod
@@ -137,7 +137,7 @@ class AffinityFunction(torch.autograd.Function):
         return *_wanted(grads, needs), None
 
 
-class AggregateFunction(torch.autograd.Function):
+class AggregateFunction(Function):
     """Saves affinity and value."""
 
     @staticmethod
@@ -161,7 +161,7 @@ class AggregateFunction(torch.autograd.Function):
         return grad_affinity if wants_affinity else None, grad_value if wants_value else None, None
 
 
-class AttentionFunction(torch.autograd.Function):
+class AttentionFunction(Function):
     """Saves query, key, value, out and the log-sum-exp of each pixel's energies; the backward recomputes the rest."""
 
     @staticmethod

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._autograd import reference_backward
+from .._autograd import Function, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -113,7 +113,7 @@ def _pooled_term(grad_pooled: Tensor, shape: Sequence[int]) -> Tensor:
     return (term if len(shape) == 4 else term[:, None]).expand(shape)
 
 
-class PooledSumFunction(torch.autograd.Function):
+class PooledSumFunction(Function):
     """Saves nothing; the gradient of every branch is one [N, C] tensor, expanded."""
 
     @staticmethod
@@ -130,7 +130,7 @@ class PooledSumFunction(torch.autograd.Function):
         return None, *(term if want else None for want in ctx.needs_input_grad[1:])
 
 
-class SelectBranchesFunction(torch.autograd.Function):
+class SelectBranchesFunction(Function):
     """Saves the branches, the logits and the weights [N, M, C]."""
 
     @staticmethod
@@ -164,7 +164,7 @@ class SelectBranchesFunction(torch.autograd.Function):
         return None, grad_logits, *(grad if want else None for grad, want in zip(grad_branches, wanted, strict=True))
 
 
-class OpenFunction(torch.autograd.Function):
+class OpenFunction(Function):
     """pooled_sum with two more results, through which CloseFunction sends it all that the branches' gradient needs.
 
     A branch's gradient has two terms, a_m dV from the selection and ds / (H W) from the pooling, and ds is known only
@@ -208,7 +208,7 @@ class OpenFunction(torch.autograd.Function):
         return None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 
-class CloseFunction(torch.autograd.Function):
+class CloseFunction(Function):
     """select_branches after OpenFunction (which see). Saves the branches, the logits and the weights [N, M, C]."""
 
     @staticmethod

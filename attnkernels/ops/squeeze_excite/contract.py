@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .._autograd import reference_backward
+from .._autograd import Function, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -94,7 +94,7 @@ define(
 )
 
 
-class SqueezeExciteFunction(torch.autograd.Function):
+class SqueezeExciteFunction(Function):
     """Saves x, the weights and O(N C) numbers; y too where the output activation needs its sign."""
 
     @staticmethod
