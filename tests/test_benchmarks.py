@@ -148,7 +148,7 @@ def test_interleaving_visits_every_column_once_a_round():
     assert timing.ratio([2.0, 4.0, 6.0], [1.0, 1.0, 1.0]) == {"median": 4.0, "low": 2.0, "high": 6.0}
 
 
-@pytest.mark.parametrize("rounds, rank", [(1, 1), (5, 1), (8, 1), (9, 2), (20, 6), (40, 14), (100, 40)])
+@pytest.mark.parametrize(("rounds", "rank"), [(1, 1), (5, 1), (8, 1), (9, 2), (20, 6), (40, 14), (100, 40)])
 def test_the_interval_of_a_median_is_that_of_the_tables(rounds, rank):
     """The ranks are those of the tables of the sign test at 5 %, two-sided."""
     ratio = timing.ratio([float(i) for i in range(rounds, 0, -1)], [1.0] * rounds)

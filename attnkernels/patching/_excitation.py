@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name, qualified_name
 from ..ops import squeeze_excite
+from ..ops.squeeze_excite import squeeze_excite_
 from ._swap import stock
 
 _ACTIVATIONS = ("relu", "silu")
@@ -73,10 +74,11 @@ def arguments_for(module: nn.Module, x: Tensor) -> Excitation | None:
     return found
 
 
-def excite(x: Tensor, found: Excitation, backend: str, **epilogue: Any) -> Tensor:
-    """The op on an excitation's arguments."""
+def excite(x: Tensor, found: Excitation, backend: str, *, overwrite: bool = False, **epilogue: Any) -> Tensor:
+    """The op on an excitation's arguments; with `overwrite` the result may be written over x."""
     *weights, activation, gate = found
-    return squeeze_excite(x, *weights, activation=activation, gate=gate, backend=backend, **epilogue)
+    op = squeeze_excite_ if overwrite else squeeze_excite
+    return op(x, *weights, activation=activation, gate=gate, backend=backend, **epilogue)
 
 
 def forward_x(self: nn.Module, x: Tensor) -> Tensor:

@@ -143,7 +143,13 @@ def _residual_block(originals: tuple[str, ...], fingerprints: frozenset[str], tr
             branch = children[se](branch)
             branch += shortcut
             return children[act](branch)
-        return excite(branch, found, self._attnkernels.backend, residual=shortcut, output_activation="relu")
+        # What a bare batch normalisation returns is new, and nobody else has it.
+        last = children[steps[-1]]
+        overwrite = last.__class__ is nn.BatchNorm2d and is_bare(last)
+        return excite(
+            branch, found, self._attnkernels.backend,
+            overwrite=overwrite, residual=shortcut, output_activation="relu",
+        )  # fmt: skip
 
     return Adapter(
         op="squeeze_excite",

@@ -199,31 +199,47 @@ void run(const Backward<T>& b, int needs) {
 
 // ---- operators
 
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
-                                   const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
-                                   int64_t activation, int64_t gate, int64_t output_activation) {
-  const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
+// Writes y, which may be x itself, and returns `saved`; x is dense.
+Tensor forward_into(const Call& call, const Tensor& x, const Optional& residual, const Tensor& y, bool stream) {
   const Shape& shape = call.shape;
   if (residual) check_map("residual", *residual, x);
-  const Tensor dense_x = as_layout(x, call.channels_last);
   const Optional dense_residual = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
-  const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
-  Tensor y = cpu::allocate(x.sizes(), dtype, call.channels_last);
-  Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, sums);
-  cpu::dispatch("squeeze_excite: x", dtype, [&]<class T>(T) {
+  Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, accumulation_dtype(x.scalar_type()));
+  cpu::dispatch("squeeze_excite: x", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
     std::vector<A> hidden(shape.samples * shape.hidden);
     run(Forward<T>{.shape = shape,
                    .single_layer = call.single_layer,
-                   .stream = y.numel() * int64_t(sizeof(T)) >= cpu::stream_bytes(),
+                   .stream = stream,
                    .parameters = call.parameters<T>(),
-                   .x = input<T>(dense_x),
+                   .x = input<T>(x),
                    .residual = input<T>(dense_residual),
                    .y = output<T>(y),
                    .saved = {output<A>(saved), shape.channels, shape.hidden},
                    .hidden = hidden.data()});
   });
+  return saved;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
+                                   const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
+                                   int64_t activation, int64_t gate, int64_t output_activation) {
+  const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
+  const Tensor dense_x = as_layout(x, call.channels_last);
+  Tensor y = cpu::allocate(x.sizes(), x.scalar_type(), call.channels_last);
+  const bool stream = y.numel() * y.element_size() >= cpu::stream_bytes();
+  Tensor saved = forward_into(call, dense_x, residual, y, stream);
   return {std::move(y), std::move(saved)};
+}
+
+// Over x: its lines are in the cache already, so that nothing is streamed past it.
+void forward_over(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
+                  const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
+                  int64_t activation, int64_t gate, int64_t output_activation) {
+  const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
+  STD_TORCH_CHECK(call.channels_last || x.is_contiguous(),
+                  "squeeze_excite_: x: expected contiguous or channels_last memory");
+  forward_into(call, x, residual, x, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -286,6 +302,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   m.impl("squeeze_excite", TORCH_BOX(&forward));
+  m.impl("squeeze_excite_", TORCH_BOX(&forward_over));
   m.impl("squeeze_excite_backward", TORCH_BOX(&backward));
 }
 

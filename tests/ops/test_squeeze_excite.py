@@ -8,6 +8,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import squeeze_excite, testing
+from attnkernels.ops.squeeze_excite import squeeze_excite_
 
 
 def arguments(n=2, c=8, h=5, w=4, rd=2, dtype=torch.float32, device="cpu"):
@@ -52,6 +53,52 @@ def test_bad_input_is_named(change, kind, message):
     with pytest.raises(kind, match=message):
         squeeze_excite(*positional, **values)
     squeeze_excite(*arguments())  # everything is usable afterwards
+
+
+@pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
+class TestOverX:
+    """squeeze_excite_, which may write its result over x."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("shape", [dict(), dict(n=3, c=37, h=7, w=5), dict(n=2, c=64, h=96, w=80), dict(n=0)])
+    def test_same_bits(self, dtype, layout, shape):
+        x, *weights = arguments(**shape, dtype=dtype)
+        x, residual = x.contiguous(memory_format=layout), torch.randn_like(x).contiguous(memory_format=layout)
+        for options in (dict(), dict(residual=residual), dict(residual=residual, output_activation="relu")):
+            options |= dict(activation="silu", gate="hard_sigmoid")
+            expected = squeeze_excite(x, *weights, **options)
+            over = x.clone()
+            assert squeeze_excite_(over, *weights, **options) is over
+            assert torch.equal(over, expected)
+
+    @pytest.mark.parametrize("why", ["grad", "strides", "autocast", "reference"])
+    def test_x_is_kept_where_it_cannot_be_overwritten(self, why):
+        x, *weights = arguments()
+        if why == "grad":
+            weights[0].requires_grad_()
+        if why == "strides":
+            x = x.transpose(2, 3)
+        kept = x.clone()
+        options = dict(activation="relu", gate="sigmoid", backend="reference" if why == "reference" else "auto")
+        with torch.autocast("cpu", enabled=why == "autocast"):
+            y = squeeze_excite_(x, *weights, **options)
+            torch.testing.assert_close(y, squeeze_excite(x, *weights, **options))
+        assert torch.equal(x, kept)
+        assert y.data_ptr() != x.data_ptr()
+
+    def test_operator(self):
+        x, *weights = arguments()
+        torch.library.opcheck(torch.ops.attnkernels.squeeze_excite_.default, (x, *weights, None, 0, 0, 0))
+        with pytest.raises(RuntimeError, match="squeeze_excite_: x: expected contiguous or channels_last memory"):
+            torch.ops.attnkernels.squeeze_excite_.default(x.transpose(2, 3), *weights, None, 0, 0, 0)
+
+    def test_bad_input_leaves_x_alone(self):
+        x, *weights = arguments()
+        kept = x.clone()
+        with pytest.raises(ValueError, match=r"residual: expected shape \[2, 8, 5, 4\]"):
+            squeeze_excite_(x, *weights, activation="relu", gate="sigmoid", residual=torch.ones(2, 8, 5, 5))
+        assert torch.equal(x, kept)
 
 
 def test_weights_of_linear_and_of_convolution_are_the_same():

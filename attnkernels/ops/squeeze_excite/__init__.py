@@ -79,10 +79,44 @@ def squeeze_excite(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             activation, gate, output_activation, wall,
         )[0]  # fmt: skip
-    return overload(wall, _OP)(
+    arguments = (
         x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
         contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
-    )[0]  # fmt: skip
+    )  # fmt: skip
+    return overload(wall, _OP)(*arguments)[0]
+
+
+def squeeze_excite_(
+    x: Tensor,
+    *weights: Tensor | None,
+    activation: str,
+    gate: str,
+    residual: Tensor | None = None,
+    output_activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`squeeze_excite` for a caller who alone holds x and is done with it: the result may be written over x.
+
+    It is on a CPU, where that saves a third of the time and the memory of a map, unless autograd records the call.
+    Arguments and errors are those of `squeeze_excite`, without callables; `residual` shares no memory with x.
+    """
+    overwrites = (
+        backends.resolve(_OP, x, backend) == "cpu"
+        and not needs_grad(x, *weights, residual)
+        and not torch.is_autocast_enabled("cpu")
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+    )
+    if not overwrites:
+        return squeeze_excite(
+            x, *weights, activation=activation, gate=gate,
+            residual=residual, output_activation=output_activation, backend=backend,
+        )  # fmt: skip
+    _validate(x, *weights, activation, gate, residual, output_activation)
+    torch.ops.attnkernels.squeeze_excite_.default(
+        x, *weights, residual,
+        contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
+    )  # fmt: skip
+    return x
 
 
 def _plain_pytorch_only(backend: str) -> str:

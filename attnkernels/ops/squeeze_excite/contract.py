@@ -72,11 +72,15 @@ def _backward_fake(
     )
 
 
+_FORWARD_ARGUMENTS = (
+    "Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, Tensor? residual,"
+    " int activation, int gate, int output_activation"
+)
+
 # saved [N, 2 C + rd], in the accumulation dtype: means | hidden pre-activations | gates
 define(
     "squeeze_excite",
-    "(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias,"
-    " Tensor? residual, int activation, int gate, int output_activation) -> (Tensor y, Tensor saved)",
+    f"(Tensor x, {_FORWARD_ARGUMENTS}) -> (Tensor y, Tensor saved)",
     _forward_fake,
     f"{_TRITON}:squeeze_excite",
 )
@@ -92,6 +96,11 @@ define(
     _backward_fake,
     f"{_TRITON}:squeeze_excite_backward",
 )
+
+# y written over x, which is contiguous or channels_last: of the CPU library alone, where fresh memory costs as much as
+# writing to it. A CUDA tensor's memory comes from torch's cache.
+torch.library.define("attnkernels::squeeze_excite_", f"(Tensor(a!) x, {_FORWARD_ARGUMENTS}) -> ()")
+torch.library.register_fake("attnkernels::squeeze_excite_", lambda *_: None)
 
 
 class SqueezeExciteFunction(Function):
