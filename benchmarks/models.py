@@ -225,7 +225,7 @@ class Measurement:
             times[name] += more
         pairs = (("eager", "patched"), ("compile", "compile_patched"), ("eager", "compile"))
         return head | {
-            "seconds": times,
+            "rounds": rounds,
             "median": {name: statistics.median(values) for name, values in times.items()},
             "ratios": {f"{a} / {b}": ratio(times[a], times[b]) for a, b in pairs if a in times and b in times},
             "peak_bytes": memory,

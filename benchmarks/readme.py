@@ -38,22 +38,25 @@ def _least(row: Document) -> str:
     return f"{min(others):.2f}x" if others else ""
 
 
-def demo(document: Document, file: Path) -> list[str]:
-    """One line per model and setting: times, speed-up and its confidence interval, largest output difference."""
+def models(document: Document, file: Path) -> list[str]:
+    """One line per model and setting: times, speed-up and its interval, largest differences of the results."""
     lines = []
     for row in document["rows"]:
         if "patched" not in row.get("median", {}):
             continue
         ratio = row["ratios"]["eager / patched"]
+        direction = "" if row["direction"] == "forward" else f", {row['direction']}"
         lines.append(
             [
-                f"{row['model']}, batch {row['batch']}, {row['layout']}",
+                f"{row['model']}, batch {row['batch']}, {row['layout']}{direction}",
                 *(f"{row['median'][name] * 1e3:.1f}" for name in ("eager", "patched")),
                 f"{ratio['median']:.3f}x ({ratio['low']:.3f}-{ratio['high']:.3f})",
                 f"{row['from_eager']['patched']:.0e}",
+                f"{row['from_float64']['eager']:.0e}",
             ]
         )
-    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (95 % interval)", "output difference"]
+    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (95 % interval)"]
+    header += ["eager to patched", "eager to float64"]
     return [*_table(header, lines), "", _place(document, file)]
 
 
@@ -91,7 +94,8 @@ def micro(document: Document, file: Path) -> list[str]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
-    "demo": ("cpu-demo.json", demo),
+    "demo": ("cpu-demo.json", models),
+    "branches": ("cpu-branch-models.json", models),
     "cpu": ("cpu-micro.json", micro),
     "gpu": ("h100-micro.json", micro),
 }
