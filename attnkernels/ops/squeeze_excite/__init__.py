@@ -79,11 +79,10 @@ def squeeze_excite(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             activation, gate, output_activation, wall,
         )[0]  # fmt: skip
-    arguments = (
+    return overload(wall, _OP)(
         x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
         contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
-    )  # fmt: skip
-    return overload(wall, _OP)(*arguments)[0]
+    )[0]  # fmt: skip
 
 
 def squeeze_excite_(
