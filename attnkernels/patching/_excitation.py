@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name, qualified_name
-from ..ops import squeeze_excite
-from ..ops.squeeze_excite import squeeze_excite_
+from ..ops.squeeze_excite import squeeze_excite_for_module
 from ._swap import stock
 
 _ACTIVATIONS = ("relu", "silu")
@@ -74,11 +73,10 @@ def arguments_for(module: nn.Module, x: Tensor) -> Excitation | None:
     return found
 
 
-def excite(x: Tensor, found: Excitation, backend: str, *, overwrite: bool = False, **epilogue: Any) -> Tensor:
-    """The op on an excitation's arguments; with `overwrite` the result may be written over x."""
+def excite(x: Tensor, found: Excitation, backend: str, **epilogue: Any) -> Tensor:
+    """The op on an excitation's arguments."""
     *weights, activation, gate = found
-    op = squeeze_excite_ if overwrite else squeeze_excite
-    return op(x, *weights, activation=activation, gate=gate, backend=backend, **epilogue)
+    return squeeze_excite_for_module(x, *weights, activation=activation, gate=gate, backend=backend, **epilogue)
 
 
 def forward_x(self: nn.Module, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import squeeze_excite, testing
-from attnkernels.ops.squeeze_excite import squeeze_excite_
+from attnkernels.ops.squeeze_excite import squeeze_excite_for_module
 
 
 def arguments(n=2, c=8, h=5, w=4, rd=2, dtype=torch.float32, device="cpu"):
@@ -56,8 +56,8 @@ def test_bad_input_is_named(change, kind, message):
 
 
 @pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
-class TestOverX:
-    """squeeze_excite_, which may write its result over x."""
+class TestForModule:
+    """squeeze_excite_for_module, which may write its result over x."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -69,7 +69,8 @@ class TestOverX:
             options |= dict(activation="silu", gate="hard_sigmoid")
             expected = squeeze_excite(x, *weights, **options)
             over = x.clone()
-            assert squeeze_excite_(over, *weights, **options) is over
+            assert torch.equal(squeeze_excite_for_module(x, *weights, **options), expected)
+            assert squeeze_excite_for_module(over, *weights, **options, overwrite=True) is over
             assert torch.equal(over, expected)
 
     @pytest.mark.parametrize("why", ["grad", "strides", "autocast", "reference"])
@@ -82,7 +83,7 @@ class TestOverX:
         kept = x.clone()
         options = dict(activation="relu", gate="sigmoid", backend="reference" if why == "reference" else "auto")
         with torch.autocast("cpu", enabled=why == "autocast"):
-            y = squeeze_excite_(x, *weights, **options)
+            y = squeeze_excite_for_module(x, *weights, **options, overwrite=True)
             torch.testing.assert_close(y, squeeze_excite(x, *weights, **options))
         assert torch.equal(x, kept)
         assert y.data_ptr() != x.data_ptr()
@@ -93,11 +94,23 @@ class TestOverX:
         with pytest.raises(RuntimeError, match="squeeze_excite_: x: expected contiguous or channels_last memory"):
             torch.ops.attnkernels.squeeze_excite_.default(x.transpose(2, 3), *weights, None, 0, 0, 0)
 
-    def test_bad_input_leaves_x_alone(self):
-        x, *weights = arguments()
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize(
+        ("change", "kind", "message"),
+        [
+            (dict(residual=torch.ones(2, 8, 5, 5)), ValueError, r"residual: expected shape \[2, 8, 5, 4\]"),
+            (dict(reduce_weight=torch.ones(2, 9)), ValueError, r"reduce_weight: expected shape \[2, 8\]"),
+            (dict(reduce_bias=torch.ones(2).half()), TypeError, "reduce_bias: expected dtype"),
+            (dict(expand_weight=torch.ones(8, 2, device="meta")), ValueError, "expand_weight: expected device cpu"),
+        ],
+    )
+    def test_bad_input_is_named_and_leaves_x_alone(self, overwrite, change, kind, message):
+        values = dict(zip(NAMES, arguments(), strict=True)) | change
+        x = values["x"]
         kept = x.clone()
-        with pytest.raises(ValueError, match=r"residual: expected shape \[2, 8, 5, 4\]"):
-            squeeze_excite_(x, *weights, activation="relu", gate="sigmoid", residual=torch.ones(2, 8, 5, 5))
+        positional = [values.pop(name) for name in NAMES]
+        with pytest.raises(kind, match=message):
+            squeeze_excite_for_module(*positional, activation="relu", gate="sigmoid", overwrite=overwrite, **values)
         assert torch.equal(x, kept)
 
 

@@ -83,14 +83,11 @@ def x() -> torch.Tensor:
 def calls(monkeypatch) -> list[dict]:
     """The keyword arguments of each call of squeeze_excite that a patched module makes."""
     made: list[dict] = []
+    op = _excitation.squeeze_excite_for_module
 
-    def recorded(op):
-        def call(*args, **kwargs):
-            made.append(kwargs)
-            return op(*args, **kwargs)
+    def recorded(*args, **kwargs):
+        made.append(kwargs)
+        return op(*args, **kwargs)
 
-        return call
-
-    for op in (_excitation.squeeze_excite, _excitation.squeeze_excite_):
-        monkeypatch.setattr(_excitation, op.__name__, recorded(op))
+    monkeypatch.setattr(_excitation, "squeeze_excite_for_module", recorded)
     return made
