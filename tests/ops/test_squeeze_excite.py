@@ -102,6 +102,8 @@ class TestForModule:
             (dict(reduce_weight=torch.ones(2, 9)), ValueError, r"reduce_weight: expected shape \[2, 8\]"),
             (dict(reduce_bias=torch.ones(2).half()), TypeError, "reduce_bias: expected dtype"),
             (dict(expand_weight=torch.ones(8, 2, device="meta")), ValueError, "expand_weight: expected device cpu"),
+            (dict(reduce_bias=torch.ones(2, device="meta")), ValueError, "reduce_bias: expected device cpu"),
+            (dict(residual=torch.ones(2, 8, 5, 4, device="meta")), ValueError, "residual: expected device cpu"),
         ],
     )
     def test_bad_input_is_named_and_leaves_x_alone(self, overwrite, change, kind, message):

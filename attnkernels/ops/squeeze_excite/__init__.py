@@ -107,7 +107,7 @@ def squeeze_excite_for_module(
     """
     if (
         backends.resolve(_OP, x, backend) == "cpu"
-        and weights[2].is_cpu
+        and _checks.are_on_cpu(*weights, residual)  # one on "meta" would take the whole call there, without an error
         and not needs_grad(x, *weights, residual)
         and not torch.is_autocast_enabled("cpu")
     ):
