@@ -145,6 +145,9 @@ def best_plan(x: Tensor, on_gpu: tuple[str, ...] = GPU_WALLS) -> tuple[Tensor, s
     return x, wall, f"best on {kind}" if wall != "reference" else f"no fused wall for {kind} here"
 
 
+forced = _forced.get  # what use_backend asks for here; "" for nothing
+
+
 def requested(backend: str) -> str:
     """The backend that counts for a call made with `backend=`."""
     if backend != "auto":

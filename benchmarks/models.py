@@ -151,6 +151,7 @@ class Measurement:
         if not name.startswith("compile"):
             call = self._call(self.uncompiled, self.configuration.dtype)
             with self._turn(name):
+                call()  # the first call of a patched model looks at its modules
                 self.results[name] = call()
             return call
         model = self._copy(self.configuration.dtype)
@@ -184,6 +185,7 @@ class Measurement:
 
         def sample() -> float:
             with self._turn(name):
+                self.columns[name]()  # as above
                 return sampler()
 
         return sample

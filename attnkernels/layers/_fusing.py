@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
-_GLOBAL_HOOKS = (
+GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
     _module._global_backward_hooks,
     _module._global_backward_pre_hooks,
 )
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
 _POINTWISE = {
@@ -30,9 +30,12 @@ _POINTWISE = {
     "torch.nn.modules.activation.SiLU": "silu",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Hardsigmoid": "hard_sigmoid",
+    "torch.nn.modules.activation.Hardswish": "hard_swish",
+    "torch.nn.modules.linear.Identity": "identity",
     "timm.layers.activations.Swish": "silu",
     "timm.layers.activations.Sigmoid": "sigmoid",
     "timm.layers.activations.HardSigmoid": "hard_sigmoid",
+    "timm.layers.activations.HardSwish": "hard_swish",
 }
 
 
@@ -54,16 +57,7 @@ def left_to_pytorch(x: object) -> bool:
         return True
     if x.__class__ is not Tensor and x.__class__ is not nn.Parameter:
         return isinstance(x, Tensor | torch.fx.Proxy)  # anything else is bad input: the op says so
-    forward_hooks, forward_pre_hooks, backward_hooks, backward_pre_hooks = _GLOBAL_HOOKS
-    return bool(
-        torch.jit.is_tracing()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or forward_hooks
-        or forward_pre_hooks
-        or backward_hooks
-        or backward_pre_hooks
-    )
+    return torch.jit.is_tracing() or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
 
 
 def is_bare(module: nn.Module) -> bool:

@@ -56,14 +56,6 @@ def alike(op: str, argument: str, value: Any, like: Tensor, like_name: str = "x"
         fail(op, argument, f"device {like.device} as {like_name}", str(value.device))
 
 
-def are_on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether all tensors that are given are CPU tensors."""
-    for value in tensors:  # noqa: SIM110  (as in needs_grad)
-        if value is not None and not value.is_cpu:
-            return False
-    return True
-
-
 def shape(op: str, argument: str, value: Tensor, *allowed: tuple[int, ...]) -> None:
     """Raise unless the shape of `value` is one of `allowed`."""
     if value.shape not in allowed:

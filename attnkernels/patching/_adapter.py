@@ -36,7 +36,7 @@ class Adapter:
         forward: the forward of the swapped class, with the parameters of the upstream one. Where the op cannot run, it
             calls `stock(self, ...)`.
         fuses: what of the module the op computes, in words.
-        children: names of the children that have to be replaced as well for this adapter to apply.
+        within: finds in the module the attention module that has to be replaced as well for this adapter to apply.
         methods: the methods that the upstream forward consists of, which the fingerprint covers.
     """
 
@@ -46,7 +46,7 @@ class Adapter:
     arguments: Callable[[nn.Module], tuple | str]
     forward: Callable[..., Any]
     fuses: str = "the module"
-    children: tuple[str, ...] = ()
+    within: Callable[[nn.Module], nn.Module | None] | None = None
     methods: tuple[str, ...] = ("forward",)
 
 

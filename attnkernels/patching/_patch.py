@@ -64,7 +64,7 @@ def patch(
     skipped = tuple(Skipped(c.name, c.original, c.obstacle) for c in candidates if c.obstacle)
     if not dry_run:
         assign_classes([(c.module, _target(c, backend)) for c in chosen])
-    recognised = tuple(name for name, adapter in ADAPTERS.items() if not adapter.children)
+    recognised = tuple(name for name, adapter in ADAPTERS.items() if adapter.within is None)
     return Report(replaced, skipped, recognised, dry_run)
 
 
@@ -152,7 +152,8 @@ def _without_lonely_blocks(candidates: list[_Candidate]) -> list[_Candidate]:
     replaced = {id(candidate.module) for candidate in candidates if not candidate.obstacle}
 
     def stays(candidate: _Candidate) -> bool:
-        return all(id(candidate.module._modules.get(child)) in replaced for child in candidate.adapter.children)
+        within = candidate.adapter.within
+        return within is None or id(within(candidate.module)) in replaced
 
     return [candidate for candidate in candidates if stays(candidate)]
 

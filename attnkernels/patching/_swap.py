@@ -1,7 +1,8 @@
 """The class swap: an instance's class becomes a subclass of it with another forward, and back.
 
-The instance's own state is not touched: which op runs, on which backend, and what the class was, are attributes of the
-swapped class. There is one such class for an original, an adapter and a backend, under the original's name.
+The instance's own state is not touched, but for the look that its calls go by (_look.py), which no copy has: which op
+runs, on which backend, and what the class was, are attributes of the swapped class. There is one such class for an
+original, an adapter and a backend, under the original's name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ._adapter import Adapter, find_adapter
+from ._look import forget_look, without_look
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +34,13 @@ class Swapped:
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # Copies and pickles name the original class, which can be imported, and swap again.
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-        return _recreate, (stock_class(type(self)), self._attnkernels.backend), state
+        return _recreate, (stock_class(type(self)), self._attnkernels.backend), without_look(state)
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles the original's source. (It puts what this returns into the parent's _modules.)
         cls = stock_class(type(self))
         stock = cls.__new__(cls)
-        stock.__dict__ = self.__dict__.copy()
+        stock.__dict__ = without_look(self.__dict__)
         return stock
 
 
@@ -98,6 +100,7 @@ def assign_classes(plan: list[tuple[nn.Module, type]]) -> None:
             if before is not cls:
                 module.__class__ = cls
                 done.append((module, before))
+                forget_look(module)
     except BaseException:
         for module, before in reversed(done):
             object.__setattr__(module, "__class__", before)

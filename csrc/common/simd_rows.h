@@ -3,6 +3,7 @@
 // A loop body gets `read`, which loads a whole vector or, at the end of a row, a partial one (the other lanes are
 // zero):
 //   row_reduce<T>(count, [&](Vec<T> sum, int64_t i, auto read) { return fma(read(x + i), read(y + i), sum); })
+// read.write(to, v) stores as much, and returns v with zero in the other lanes.
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
 
@@ -11,12 +12,22 @@ struct ReadAll {
   SIMD_INLINE Vec<T> operator()(const T* from) const {
     return load(from);
   }
+  template <class T>
+  SIMD_INLINE Vec<T> write(T* to, Vec<T> v) const {
+    store(to, v);
+    return v;
+  }
 };
 struct ReadPartial {
   int64_t count;
   template <class T>
   SIMD_INLINE Vec<T> operator()(const T* from) const {
     return load_partial(from, count);
+  }
+  template <class T>
+  SIMD_INLINE Vec<T> write(T* to, Vec<T> v) const {
+    store_partial(to, v, count);
+    return first_lanes(v, count);
   }
 };
 

@@ -4,7 +4,7 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, reduce_add, reduce_max, exp, sigmoid
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, reduce_add, reduce_max, exp, sigmoid
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -87,6 +87,29 @@ SIMD_INLINE Double max(Double a, Double b) {
 // a < b ? a : b, so b where either is NaN
 SIMD_INLINE Float min(Float a, Float b) { return -max(-a, -b); }
 SIMD_INLINE Double min(Double a, Double b) { return -max(-a, -b); }
+
+SIMD_INLINE Float sqrt(Float v) {
+#if SIMD_LEVEL_NUMBER == 2
+  return Float(_mm512_sqrt_ps(__m512(v)));
+#elif SIMD_LEVEL_NUMBER == 1
+  return Float(_mm256_sqrt_ps(__m256(v)));
+#elif defined(__x86_64__)
+  return Float(_mm_sqrt_ps(__m128(v)));
+#else
+  return Float(vsqrtq_f32(float32x4_t(v)));
+#endif
+}
+SIMD_INLINE Double sqrt(Double v) {
+#if SIMD_LEVEL_NUMBER == 2
+  return Double(_mm512_sqrt_pd(__m512d(v)));
+#elif SIMD_LEVEL_NUMBER == 1
+  return Double(_mm256_sqrt_pd(__m256d(v)));
+#elif defined(__x86_64__)
+  return Double(_mm_sqrt_pd(__m128d(v)));
+#else
+  return Double(vsqrtq_f64(float64x2_t(v)));
+#endif
+}
 
 // Folds all lanes by halves: the order is fixed.
 template <class V, class Operation>
@@ -225,6 +248,16 @@ SIMD_INLINE Uint16 from_float(Float v, Half) {
   const Int32 value = magnitude < 0x477ff000 ? finite : special;  // 65520 rounds to infinity
   return upper_halves(Uint32((value | ((bits >> 16) & 0x8000)) << 16));
 #endif
+}
+
+// v in the first `count` lanes, zero in the others
+template <class V>
+SIMD_INLINE V first_lanes(V v, int64_t count) {
+  using Integer = std::conditional_t<std::is_same_v<V, Double>, Int64, Int32>;
+  constexpr int kCount = sizeof(V) / sizeof(v[0]);
+  Integer lane;
+  for (int i = 0; i < kCount; ++i) lane[i] = i;
+  return lane < int(count) ? v : V{};
 }
 
 // One value, by the same conversion.

@@ -146,6 +146,7 @@ void run(const Forward<T>& f) {
   using A = Accumulator<T>;
   const Shape& shape = f.shape;
   const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
+  const auto pool = f.normalization.scale ? kernels.normalize_pool : kernels.pool;
   const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
   const int64_t sample_bytes = shape.channels * shape.pixels * sizeof(T);
   for_groups(Plan(shape, sample_bytes, weight_bytes<T>(f)), shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
@@ -153,7 +154,7 @@ void run(const Forward<T>& f) {
     for (int64_t n = n0; n < n1; ++n) {
       A* means = f.saved.means(n);
       pool_sample(shape, parts, means, partial,
-                  [&](int64_t first, int64_t last, A* sums) { kernels.pool(f, n, first, last, sums); });
+                  [&](int64_t first, int64_t last, A* sums) { pool(f, n, first, last, sums); });
       for (int64_t c = 0; c < shape.channels; ++c) means[c] /= A(shape.pixels);
     }
     if (!f.single_layer)
@@ -199,24 +200,57 @@ void run(const Backward<T>& b, int needs) {
 
 // ---- operators
 
-// Writes y, which may be x itself, and returns `saved`; x is dense.
-Tensor forward_into(const Call& call, const Tensor& x, const Optional& residual, const Tensor& y, bool stream) {
+// A batch normalisation by its running statistics and what comes after it, as scale[c] and shift[c].
+struct BatchNorm {
+  const Tensor &mean, &variance;
+  const Optional &weight, &bias;
+  double epsilon;
+  NormActivation activation;
+
+  void check(const Tensor& x) const {
+    check_vector("norm_mean", mean, x, x.size(1));
+    check_vector("norm_variance", variance, x, x.size(1));
+    check_vector("norm_weight", weight, x, x.size(1));
+    check_vector("norm_bias", bias, x, x.size(1));
+    STD_TORCH_CHECK(activation >= NormActivation::kNone && activation <= NormActivation::kHardSwish,
+                    "squeeze_excite: norm_activation: expected 0 to 3");
+  }
+
+  // The two rows of `numbers` [2, C].
+  template <class T>
+  Normalization<Accumulator<T>> fold(Accumulator<T>* numbers, int64_t channels) const {
+    using A = Accumulator<T>;
+    const Tensor dense_mean = attnkernels::contiguous(mean), dense_variance = attnkernels::contiguous(variance);
+    const Optional dense_weight = attnkernels::contiguous(weight), dense_bias = attnkernels::contiguous(bias);
+    A *scale = numbers, *shift = numbers + channels;
+    SIMD_CHOOSE(fold_batch_norm<T>)
+    (channels, input<T>(dense_mean), input<T>(dense_variance), input<T>(dense_weight), input<T>(dense_bias), A(epsilon),
+     scale, shift);
+    return {scale, shift, activation};
+  }
+};
+
+// Writes y, which is x itself where there is a normalisation, and returns `saved`; x is dense.
+Tensor forward_into(const Call& call, const Tensor& x, const Optional& residual, const Tensor& y, bool stream,
+                    const BatchNorm* norm = nullptr) {
   const Shape& shape = call.shape;
   if (residual) check_map("residual", *residual, x);
   const Optional dense_residual = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
   Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, accumulation_dtype(x.scalar_type()));
   cpu::dispatch("squeeze_excite: x", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
-    std::vector<A> hidden(shape.samples * shape.hidden);
+    std::vector<A> scratch(shape.samples * shape.hidden + (norm ? 2 * shape.channels : 0));
+    A* of_norm = scratch.data() + shape.samples * shape.hidden;
     run(Forward<T>{.shape = shape,
                    .single_layer = call.single_layer,
                    .stream = stream,
+                   .normalization = norm ? norm->fold<T>(of_norm, shape.channels) : Normalization<A>{},
                    .parameters = call.parameters<T>(),
                    .x = input<T>(x),
                    .residual = input<T>(dense_residual),
                    .y = output<T>(y),
                    .saved = {output<A>(saved), shape.channels, shape.hidden},
-                   .hidden = hidden.data()});
+                   .hidden = scratch.data()});
   });
   return saved;
 }
@@ -233,13 +267,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weigh
 }
 
 // Over x: its lines are in the cache already, so that nothing is streamed past it.
-void forward_over(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias,
-                  const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
-                  int64_t activation, int64_t gate, int64_t output_activation) {
+void normalized_forward_over(const Tensor& x, const Tensor& norm_mean, const Tensor& norm_variance,
+                             const Optional& norm_weight, const Optional& norm_bias, double norm_epsilon,
+                             int64_t norm_activation, const Optional& reduce_weight, const Optional& reduce_bias,
+                             const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
+                             int64_t activation, int64_t gate, int64_t output_activation) {
   const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   STD_TORCH_CHECK(call.channels_last || x.is_contiguous(),
-                  "squeeze_excite_: x: expected contiguous or channels_last memory");
-  forward_into(call, x, residual, x, false);
+                  "squeeze_excite: x: expected contiguous or channels_last memory");
+  const BatchNorm norm{norm_mean, norm_variance, norm_weight, norm_bias, norm_epsilon, NormActivation(norm_activation)};
+  norm.check(x);
+  forward_into(call, x, residual, x, false, &norm);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -302,7 +340,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   m.impl("squeeze_excite", TORCH_BOX(&forward));
-  m.impl("squeeze_excite_", TORCH_BOX(&forward_over));
+  m.impl("batch_norm_squeeze_excite_", TORCH_BOX(&normalized_forward_over));
   m.impl("squeeze_excite_backward", TORCH_BOX(&backward));
 }
 

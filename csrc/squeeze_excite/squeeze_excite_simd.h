@@ -6,22 +6,6 @@ using namespace simd::SIMD_LEVEL;
 
 // ---- both directions
 
-// sums[c] = sum_p of what add(sum, i, read) adds for the elements i = (c, p) of a sample
-template <class T, class Add>
-SIMD_INLINE void pool_units(const Shape& shape, int64_t first, int64_t last, Accumulator<T>* sums, Add add) {
-  if (shape.channels_last) {
-    for (int64_t c = 0; c < shape.channels; ++c) sums[c] = 0;
-    columns_reduce<T>(sums, last - first, shape.channels, [&](Vec<T> sum, int64_t p, int64_t c, auto read) {
-      return add(sum, (first + p) * shape.channels + c, read);
-    });
-  } else {
-    for (int64_t c = first; c < last; ++c) {
-      const int64_t base = c * shape.pixels;
-      sums[c] = row_reduce<T>(shape.pixels, [&](Vec<T> sum, int64_t i, auto read) { return add(sum, base + i, read); });
-    }
-  }
-}
-
 // Numbers per channel, for lanes that are channels, or that all are of one channel.
 template <class A>
 struct PerLane {
@@ -39,6 +23,26 @@ struct Same {
     return number;
   }
 };
+
+// sums[c] = sum_p of what add(sum, i, read, numbers[c]...) adds for the elements i = (c, p) of a sample
+template <class T, class Add, class... A>
+SIMD_INLINE void pool_units(const Shape& shape, int64_t first, int64_t last, Accumulator<T>* sums, Add add,
+                            const A*... numbers) {
+  if (shape.channels_last) {
+    for (int64_t c = 0; c < shape.channels; ++c) sums[c] = 0;
+    columns_reduce<T>(sums, last - first, shape.channels, [&](Vec<T> sum, int64_t p, int64_t c, auto read) {
+      return add(sum, (first + p) * shape.channels + c, read, PerLane<A>{numbers}(c, read)...);
+    });
+  } else {
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t base = c * shape.pixels;
+      sums[c] = row_reduce<T>(shape.pixels,
+                              [=, ... same = Same<A>{broadcast<A>(numbers[c])}](Vec<T> sum, int64_t i, auto read) {
+                                return add(sum, base + i, read, same(i, read)...);
+                              });
+    }
+  }
+}
 
 // y[i] = value(i, read, numbers(j, read)...) for the elements of the units [first, last)
 template <class T, class Value, class... A>
@@ -71,6 +75,48 @@ template <class T>
 void pool(const Forward<T>& f, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
   const T* x = f.x + n * f.shape.channels * f.shape.pixels;
   pool_units<T>(f.shape, first, last, sums, [=](Vec<T> sum, int64_t i, auto read) { return sum + read(x + i); });
+}
+
+// (x - mean) / sqrt(variance + epsilon) * weight + bias = x scale + shift, per channel; weight and bias may be null
+template <class T>
+void fold_batch_norm(int64_t channels, const T* mean, const T* variance, const T* weight, const T* bias,
+                     Accumulator<T> epsilon, Accumulator<T>* scale, Accumulator<T>* shift) {
+  using A = Accumulator<T>;
+  row_map(scale, channels, [=](int64_t c, auto read) {
+    const Vec<A> inverse = 1 / sqrt(read(variance + c) + epsilon);
+    return weight ? inverse * read(weight + c) : inverse;
+  });
+  row_map(shift, channels, [=](int64_t c, auto read) {
+    const Vec<A> centre = read(mean + c) * read(scale + c);
+    return (bias ? read(bias + c) : Vec<A>{}) - centre;
+  });
+}
+
+// The same of z = activation(x scale[c] + shift[c]), which is left in the place of x.
+template <class T>
+void normalize_pool(const Forward<T>& f, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
+  using V = Vec<T>;
+  using A = Accumulator<T>;
+  T* x = f.y + n * f.shape.channels * f.shape.pixels;
+  const auto pool_of = [&](auto activation) {
+    pool_units<T>(
+        f.shape, first, last, sums,
+        [=](V sum, int64_t i, auto read, V scale, V shift) {
+          return sum + read.write(x + i, activation(fma(read(x + i), scale, shift)));
+        },
+        f.normalization.scale, f.normalization.shift);
+  };
+  const V zero = {}, one = broadcast<A>(1), half = broadcast<A>(0.5), sixth = broadcast<A>(A(1) / 6);
+  switch (f.normalization.activation) {
+    case NormActivation::kNone:
+      return pool_of([](V z) { return z; });
+    case NormActivation::kRelu:
+      return pool_of([=](V z) { return max(zero, z); });
+    case NormActivation::kSilu:
+      return pool_of([](V z) { return z * sigmoid(z); });
+    case NormActivation::kHardSwish:
+      return pool_of([=](V z) { return z * min(one, max(zero, fma(z, sixth, half))); });
+  }
 }
 
 // hidden[n, r] = activation(u[n, r]),  u[n, r] = reduce_bias[r] + sum_c reduce_weight[r, c] means[n, c]
@@ -265,9 +311,9 @@ void backward_weights(const Backward<T>& b) {
 }
 
 template <class T>
-inline constexpr Kernels<T> kKernels = {pool<T>,           reduce<T>,          expand<T>,          scale<T>,
-                                        backward_pool<T>,  backward_gate<T>,   backward_expand<T>, backward_reduce<T>,
-                                        backward_scale<T>, backward_weights<T>};
+inline constexpr Kernels<T> kKernels = {
+    pool<T>,          normalize_pool<T>,  reduce<T>,          expand<T>,         scale<T>,           backward_pool<T>,
+    backward_gate<T>, backward_expand<T>, backward_reduce<T>, backward_scale<T>, backward_weights<T>};
 
 }  // namespace
 }  // namespace attnkernels::squeeze_excite::SIMD_LEVEL

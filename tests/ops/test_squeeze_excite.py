@@ -8,7 +8,6 @@ from torch import nn
 
 import attnkernels
 from attnkernels import squeeze_excite, testing
-from attnkernels.ops.squeeze_excite import squeeze_excite_for_module
 
 
 def arguments(n=2, c=8, h=5, w=4, rd=2, dtype=torch.float32, device="cpu"):
@@ -56,64 +55,62 @@ def test_bad_input_is_named(change, kind, message):
 
 
 @pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
-class TestForModule:
-    """squeeze_excite_for_module, which may write its result over x."""
+class TestOverBatchNorm:
+    """The operator that does batch normalisation, activation and excitation over x. (Numbers: tests/cpu.)"""
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-    @pytest.mark.parametrize("shape", [dict(), dict(n=3, c=37, h=7, w=5), dict(n=2, c=64, h=96, w=80), dict(n=0)])
-    def test_same_bits(self, dtype, layout, shape):
-        x, *weights = arguments(**shape, dtype=dtype)
-        x, residual = x.contiguous(memory_format=layout), torch.randn_like(x).contiguous(memory_format=layout)
-        for options in (dict(), dict(residual=residual), dict(residual=residual, output_activation="relu")):
-            options |= dict(activation="silu", gate="hard_sigmoid")
-            expected = squeeze_excite(x, *weights, **options)
-            over = x.clone()
-            assert torch.equal(squeeze_excite_for_module(x, *weights, **options), expected)
-            assert squeeze_excite_for_module(over, *weights, **options, overwrite=True) is over
-            assert torch.equal(over, expected)
+    operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
 
-    @pytest.mark.parametrize("why", ["grad", "strides", "autocast", "reference"])
-    def test_x_is_kept_where_it_cannot_be_overwritten(self, why):
+    def arguments(self, **change):
         x, *weights = arguments()
-        if why == "grad":
-            weights[0].requires_grad_()
-        if why == "strides":
-            x = x.transpose(2, 3)
-        kept = x.clone()
-        options = dict(activation="relu", gate="sigmoid", backend="reference" if why == "reference" else "auto")
-        with torch.autocast("cpu", enabled=why == "autocast"):
-            y = squeeze_excite_for_module(x, *weights, **options, overwrite=True)
-            torch.testing.assert_close(y, squeeze_excite(x, *weights, **options))
-        assert torch.equal(x, kept)
-        assert y.data_ptr() != x.data_ptr()
+        names = ("x", "norm_mean", "norm_variance", "norm_weight", "norm_bias", "norm_epsilon", "norm_activation")
+        norm = (x, torch.randn(8), torch.rand(8), torch.randn(8), torch.randn(8), 1e-5, 2)
+        values = dict(zip(names, norm, strict=True)) | dict(zip(NAMES[1:], weights, strict=True))
+        values |= dict(residual=None, activation=0, gate=0, output_activation=0)
+        assert change.keys() <= values.keys()
+        return values | change
 
     def test_operator(self):
-        x, *weights = arguments()
-        torch.library.opcheck(torch.ops.attnkernels.squeeze_excite_.default, (x, *weights, None, 0, 0, 0))
-        with pytest.raises(RuntimeError, match="squeeze_excite_: x: expected contiguous or channels_last memory"):
-            torch.ops.attnkernels.squeeze_excite_.default(x.transpose(2, 3), *weights, None, 0, 0, 0)
+        values = self.arguments()
+        torch.library.opcheck(self.operator, (values.pop("x"),), values)
+        assert self.operator(torch.empty(0, 8, 5, 4), **values) is None
 
-    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_strides(self):
+        """Neither contiguous nor channels_last, weights of which every other number counts."""
+        values = self.arguments(norm_weight=torch.randn(16)[::2], norm_mean=torch.randn(8, 2)[:, 1])
+        x, expected = values["x"].clone(), values["x"].clone()
+        with pytest.raises(RuntimeError, match="expected contiguous or channels_last memory"):
+            self.operator(**values | dict(x=x.transpose(2, 3)))
+        assert torch.equal(x, expected)
+        self.operator(**values | dict(x=x))
+        dense = {
+            name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in values.items()
+        }
+        self.operator(**dense | dict(x=expected))
+        assert torch.equal(x, expected)
+
     @pytest.mark.parametrize(
-        ("change", "kind", "message"),
+        "change",
         [
-            (dict(residual=torch.ones(2, 8, 5, 5)), ValueError, r"residual: expected shape \[2, 8, 5, 4\]"),
-            (dict(reduce_weight=torch.ones(2, 9)), ValueError, r"reduce_weight: expected shape \[2, 8\]"),
-            (dict(reduce_bias=torch.ones(2).half()), TypeError, "reduce_bias: expected dtype"),
-            (dict(expand_weight=torch.ones(8, 2, device="meta")), ValueError, "expand_weight: expected device cpu"),
-            (dict(reduce_bias=torch.ones(2, device="meta")), ValueError, "reduce_bias: expected device cpu"),
-            (dict(residual=torch.ones(2, 8, 5, 4, device="meta")), ValueError, "residual: expected device cpu"),
+            dict(norm_mean=torch.ones(7)),
+            dict(norm_variance=torch.ones(8).double()),
+            dict(norm_weight=torch.ones(9)),
+            dict(norm_bias=torch.ones(8, device="meta")),
+            dict(norm_activation=4),
+            dict(norm_activation=-1),
+            dict(reduce_weight=torch.ones(2, 9)),
+            dict(expand_bias=torch.ones(8, device="meta")),
+            dict(residual=torch.ones(2, 8, 5, 5)),
+            dict(residual=torch.ones(2, 8, 5, 4, device="meta")),
+            dict(gate=2),
         ],
+        ids=lambda change: next(iter(change)),
     )
-    def test_bad_input_is_named_and_leaves_x_alone(self, overwrite, change, kind, message):
-        values = dict(zip(NAMES, arguments(), strict=True)) | change
-        x = values["x"]
-        kept = x.clone()
-        positional = [values.pop(name) for name in NAMES]
-        with pytest.raises(kind, match=message):
-            squeeze_excite_for_module(*positional, activation="relu", gate="sigmoid", overwrite=overwrite, **values)
-        assert torch.equal(x, kept)
+    def test_what_it_refuses_leaves_x_alone(self, change):
+        values = self.arguments(**change)
+        kept = values["x"].clone()
+        with pytest.raises(RuntimeError, match="squeeze_excite"):
+            self.operator(**values)
+        assert torch.equal(values["x"], kept)
 
 
 def test_weights_of_linear_and_of_convolution_are_the_same():

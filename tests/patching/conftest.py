@@ -24,20 +24,20 @@ def _timm(name: str, **options) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=10, **options)
 
 
-# name: (constructor, attention modules, residual blocks that end in one)
+# name: (constructor, attention modules, blocks that do more than their attention module at once)
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "resnet basic": (tiny_seresnet, 5, 5),
     "resnet bottleneck": (lambda: tiny_seresnet("bottleneck"), 5, 5),
     "resnet effective se": (lambda: tiny_seresnet(block_args={"attn_layer": "ese"}), 5, 5),
     "senet basic": (_timm("legacy_seresnet18", layers=(1, 1, 1, 1)), 4, 4),
     "senet bottleneck": (_timm("legacy_seresnext26_32x4d", layers=(1, 1, 1, 1)), 4, 4),
-    "timm efficientnet_b0": (_timm("efficientnet_b0"), 16, 0),
-    "timm mobilenetv3": (_timm("mobilenetv3_small_050"), 9, 0),
-    "timm regnety": (_timm("regnety_002"), 13, 0),
+    "timm efficientnet_b0": (_timm("efficientnet_b0"), 16, 16),
+    "timm mobilenetv3": (_timm("mobilenetv3_small_050"), 9, 9),
+    "timm regnety": (_timm("regnety_002"), 13, 13),
     "timm ese_vovnet": (_timm("ese_vovnet19b_slim_dw"), 4, 0),
-    "torchvision mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 9, 0),
-    "torchvision efficientnet": (lambda: torchvision.models.efficientnet_b0(num_classes=10), 16, 0),
-    "torchvision regnet": (lambda: torchvision.models.regnet_y_400mf(num_classes=10), 16, 0),
+    "torchvision mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 9, 9),
+    "torchvision efficientnet": (lambda: torchvision.models.efficientnet_b0(num_classes=10), 16, 16),
+    "torchvision regnet": (lambda: torchvision.models.regnet_y_400mf(num_classes=10), 16, 16),
 }
 
 
@@ -83,11 +83,11 @@ def x() -> torch.Tensor:
 def calls(monkeypatch) -> list[dict]:
     """The keyword arguments of each call of squeeze_excite that a patched module makes."""
     made: list[dict] = []
-    op = _excitation.squeeze_excite_for_module
+    op = _excitation.squeeze_excite
 
     def recorded(*args, **kwargs):
         made.append(kwargs)
         return op(*args, **kwargs)
 
-    monkeypatch.setattr(_excitation, "squeeze_excite_for_module", recorded)
+    monkeypatch.setattr(_excitation, "squeeze_excite", recorded)
     return made

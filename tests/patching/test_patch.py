@@ -41,7 +41,7 @@ def test_report_is_data(model):
         "layer1.0.se", "timm.layers.squeeze_excite.SEModule", "squeeze_excite", wall, "the module"
     )
     assert by_name["layer1.0"].original == "timm.models.resnet.BasicBlock"
-    assert by_name["layer1.0"].fuses == "se, residual sum, act2"
+    assert by_name["layer1.0"].fuses.startswith("se, residual sum, act2")
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.replaced = ()
 

@@ -85,51 +85,6 @@ def squeeze_excite(
     )[0]  # fmt: skip
 
 
-def squeeze_excite_for_module(
-    x: Tensor,
-    *weights: Tensor | None,
-    activation: str,
-    gate: str,
-    residual: Tensor | None = None,
-    output_activation: str | None = None,
-    backend: str = "auto",
-    overwrite: bool = False,
-) -> Tensor:
-    """`squeeze_excite` on the parameters of a module, with less of Python around it.
-
-    Inside a model whatever Python touches is cold: checking the arguments one by one takes 6 us in a loop and 35 there.
-    Here a call that the CPU kernels may take goes to them at once, for they check it too; where they refuse, the usual
-    checks say why. Arguments and errors are those of `squeeze_excite`, without callables.
-
-    Args:
-        overwrite: the caller alone holds x and is done with it. The result is written over x where that is possible, on
-            a CPU, where it saves a third of the time and the memory of a map. `residual` shares no memory with x then.
-    """
-    if (
-        backends.resolve(_OP, x, backend) == "cpu"
-        and _checks.are_on_cpu(*weights, residual)  # one on "meta" would take the whole call there, without an error
-        and not needs_grad(x, *weights, residual)
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        arguments = (
-            x, *weights, residual,
-            contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
-        )  # fmt: skip
-        try:
-            if overwrite and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-                torch.ops.attnkernels.squeeze_excite_.default(*arguments)
-                return x
-            return overload("cpu", _OP)(*arguments)[0]
-        except RuntimeError as error:
-            refusal = error
-        _validate(x, *weights, activation, gate, residual, output_activation)
-        raise refusal
-    return squeeze_excite(
-        x, *weights, activation=activation, gate=gate,
-        residual=residual, output_activation=output_activation, backend=backend,
-    )  # fmt: skip
-
-
 def _plain_pytorch_only(backend: str) -> str:
     wanted = backends.requested(backend)
     if wanted not in ("auto", "reference"):

@@ -15,6 +15,7 @@ from . import reference
 ACTIVATION = {"relu": 0, "silu": 1}
 GATE = {"sigmoid": 0, "hard_sigmoid": 1}
 OUTPUT_ACTIVATION = {None: 0, "relu": 1}
+NORM_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
 
 # Bits of `needs` in the backward operator, in the order of its results.
 NEEDS_X, NEEDS_RESIDUAL, NEEDS_WEIGHTS = 1, 2, 4
@@ -27,9 +28,17 @@ def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
     return 2 * channels + (0 if reduce_weight is None else reduce_weight.shape[0])
 
 
+def _on_one_device(x: Tensor, *arguments) -> None:
+    """Raises where only some tensors are on "meta": that one would take the whole call there."""
+    for value in arguments:
+        if isinstance(value, Tensor) and value.device != x.device:
+            raise RuntimeError(f"squeeze_excite: expected all tensors on {x.device}, as x, got one on {value.device}")
+
+
 def _forward_fake(
     x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation
 ):
+    _on_one_device(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
     columns = saved_columns(x.shape[1], reduce_weight)
     return _output_like(x), x.new_empty((x.shape[0], columns), dtype=accumulation_dtype(x.dtype))
 
@@ -97,10 +106,14 @@ define(
     f"{_TRITON}:squeeze_excite_backward",
 )
 
-# y written over x, which is contiguous or channels_last: of the CPU library alone, where fresh memory costs as much as
-# writing to it. A CUDA tensor's memory comes from torch's cache.
-torch.library.define("attnkernels::squeeze_excite_", f"(Tensor(a!) x, {_FORWARD_ARGUMENTS}) -> ()")
-torch.library.register_fake("attnkernels::squeeze_excite_", lambda *_: None)
+# squeeze_excite of activation(batch_norm(x)), by running statistics, written over x, which is contiguous or
+# channels_last. For inference, and of the CPU library alone.
+torch.library.define(
+    "attnkernels::batch_norm_squeeze_excite_",
+    "(Tensor(a!) x, Tensor norm_mean, Tensor norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
+    f" float norm_epsilon, int norm_activation, {_FORWARD_ARGUMENTS}) -> ()",
+)
+torch.library.register_fake("attnkernels::batch_norm_squeeze_excite_", _on_one_device)
 
 
 class SqueezeExciteFunction(Function):
