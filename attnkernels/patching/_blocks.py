@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers._excitation import OP, Excitation, settings_of
 from ..layers._fusing import is_bare, left_to_pytorch, pointwise_name, qualified_name
+from ..layers._look import Look, current, keep, may_be_kept
 from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import fingerprint
-from ._excitation import OP, Excitation, excitation_inside, settings_of
-from ._look import Look, current, keep, may_be_kept
+from ._excitation import excitation_inside
 from ._swap import swap_of
 
 _operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
@@ -107,10 +108,7 @@ def look_anew(
         output_activation: what the operator does last.
         watched: modules that must not be in training mode, as the normalisation.
     """
-    if x.__class__ is not Tensor or left_to_pytorch(x):
-        return None
-    backend = block._attnkernels.backend
-    if not may_be_kept(x, OP, backend):
+    if left_to_pytorch(x) or not may_be_kept(x, OP, block._attnkernels.backend):
         return None
     found = chain_of(block)
     if isinstance(found, str) or swap_of(found.fused[-1]) is None:

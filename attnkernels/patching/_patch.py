@@ -31,8 +31,9 @@ def patch(
 
     Each recognised module's class is swapped for a subclass of it with another forward, so `isinstance`, hooks, copies,
     pickles and wrappers work as before. Under `torch.compile`, export and tracing the original forward runs, which
-    the compiler fuses by itself. In inference on a CPU a residual block writes its result over what its last
-    normalisation returned, unless that carries a hook. A second call changes nothing but, if asked, the backend.
+    the compiler fuses by itself. In inference on a CPU the blocks of known networks do the batch normalisation and the
+    activation before an excitation together with it, over what the convolution before them returned, unless one of
+    these modules carries a hook. A second call changes nothing but, if asked, the backend.
 
     Args:
         model: any module; also one that is itself an attention module.

@@ -1,6 +1,6 @@
 """The class swap: an instance's class becomes a subclass of it with another forward, and back.
 
-The instance's own state is not touched, but for the look that its calls go by (_look.py), which no copy has: which op
+The instance's own state is not touched, but for the look that its calls go by, which no copy has: which op
 runs, on which backend, and what the class was, are attributes of the swapped class. There is one such class for an
 original, an adapter and a backend, under the original's name.
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from ..layers._look import forget_look
 from ._adapter import Adapter, find_adapter
-from ._look import forget_look, without_look
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,13 @@ class Swapped:
     def __reduce_ex__(self, protocol: Any) -> tuple:
         # Copies and pickles name the original class, which can be imported, and swap again.
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-        return _recreate, (stock_class(type(self)), self._attnkernels.backend), without_look(state)
+        return _recreate, (stock_class(type(self)), self._attnkernels.backend), state
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles the original's source. (It puts what this returns into the parent's _modules.)
         cls = stock_class(type(self))
         stock = cls.__new__(cls)
-        stock.__dict__ = without_look(self.__dict__)
+        stock.__dict__ = self.__dict__.copy()
         return stock
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..layers._excitation import OP, Excitation
 from ..layers._fusing import is_bare, pointwise_name, qualified_name
+from ..layers._look import current
 from ._adapter import Adapter, fingerprint
 from ._blocks import Chain, chain, excite_over, look_anew, through
-from ._excitation import OP, Excitation, arguments_for, excitation_inside, excite
-from ._look import current
+from ._excitation import arguments_for, excitation_inside, excite
 from ._swap import stock, swap_of
 
 _DROP_PATH = "timm.layers.drop.DropPath"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..layers._excitation import Excitation, excitation
 from ..layers._fusing import is_bare, qualified_name
-from ._excitation import Excitation, arguments_for, excitation, excitation_adapter, excite, forward_x
+from ._excitation import arguments_for, excitation_adapter, excite, forward_x
 from ._swap import stock
 
 _ADD_MAXPOOL = "add_maxpool: the op's squeeze is the mean alone"

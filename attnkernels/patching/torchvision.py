@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..layers._excitation import OP, Excitation, excitation
 from ..layers._fusing import is_bare, qualified_name
 from ._adapter import Adapter
 from ._blocks import Chain, chain, through
-from ._excitation import OP, Excitation, excitation, excitation_adapter, forward_input, is_excitation
+from ._excitation import excitation_adapter, forward_input, is_excitation
 from ._swap import stock
 
 _CONVOLUTION_NORM_ACTIVATION = "torchvision.ops.misc.Conv2dNormActivation"  # a Sequential, with Sequential's forward
@@ -20,22 +21,23 @@ def _excitation(module: nn.Module) -> Excitation | str:
     return excitation(module, "fc1", "activation", "fc2", "scale_activation")
 
 
-def _excitation_in_sequence(sequence: nn.Module) -> str:
-    """The name of a Sequential's first squeeze-and-excitation; empty where it has none."""
-    return next((name for name, child in sequence._modules.items() if is_excitation(child)), "")
-
-
 def _chain(sequence: nn.Module) -> Chain | str:
-    name = _excitation_in_sequence(sequence)
-    if not name:
-        return "it has no squeeze-and-excitation module"
+    """Around the first squeeze-and-excitation of a Sequential."""
     names, children = list(sequence._modules), list(sequence._modules.values())
-    position = names.index(name)
+    position = next((i for i, child in enumerate(children) if is_excitation(child)), None)
+    if position is None:
+        return "it has no squeeze-and-excitation module"
     head, container = children[:position], ()
     if head and qualified_name(head[-1].__class__) == _CONVOLUTION_NORM_ACTIVATION:
         container = (head[-1],)
         head[-1:] = head[-1]._modules.values()
-    return chain(head, sequence, name, children[position + 1 :], container)
+    return chain(head, sequence, names[position], children[position + 1 :], container)
+
+
+def _excitation_of(sequence: nn.Module) -> nn.Module | None:
+    """The excitation of a Sequential that can be served; any other Sequential is none of the report's business."""
+    found = _chain(sequence)
+    return None if isinstance(found, str) else found.fused[-1]
 
 
 def _forward_sequence(self: nn.Module, input: Tensor) -> Tensor:
@@ -58,6 +60,6 @@ ADAPTERS = (
         arguments=_chain,
         forward=_forward_sequence,
         fuses="normalisation, activation, excitation (inference on a CPU)",
-        within=lambda sequence: sequence._modules.get(_excitation_in_sequence(sequence)),
+        within=_excitation_of,
     ),
 )

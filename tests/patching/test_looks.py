@@ -21,7 +21,7 @@ from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 import attnkernels
-from attnkernels.patching import _look
+from attnkernels.layers import _look
 
 from .test_integrations import _replicate
 
@@ -298,15 +298,43 @@ def test_the_state_of_the_process_is_noticed(x):
         torch.testing.assert_close(block(x), stock(x))
 
 
-def test_compiled_and_exported_blocks_have_none_of_it(x):
-    block = made("inverted residual")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_captured_blocks_have_none_of_it(name, x):
+    stock = made(name)
+    block = copy.deepcopy(stock)
     attnkernels.patch(block)
     expected = run(block, x)[0]
+    graphs = []
+
+    def kept(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
     with torch.no_grad():
-        compiled = torch.compile(block, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), expected)
-        exported = torch.export.export(block, (x,))
-    assert "attnkernels" not in str(exported.graph)
+        torch.testing.assert_close(torch.compile(block, backend=kept, fullgraph=True)(x), expected)
+        torch._dynamo.reset()
+        # a copy, in which scripting puts what is not patched into the block
+        torch.testing.assert_close(torch.jit.script(copy.deepcopy(block))(x), expected)
+        graphs += [str(torch.export.export(block, (x,)).graph), str(torch.jit.trace(block, x).inlined_graph)]
+        # stochastic depth and same padding branch on values, which cannot be traced
+        if name not in ("torchvision MBConv", "inverted residual, same padding"):
+            traced, stock_traced = (torch.fx.symbolic_trace(module).graph for module in (block, stock))
+            assert [(n.op, n.target) for n in traced.nodes] == [(n.op, n.target) for n in stock_traced.nodes]
+    assert not any("attnkernels" in graph for graph in graphs)
+    assert run(block, x)[1] == [BLOCK]
+
+
+def test_sequences_that_do_not_qualify_are_not_reported():
+    for model in (
+        nn.Sequential(SqueezeExcitation(8, 2)),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.LayerNorm(4), SqueezeExcitation(8, 2)),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.ReLU6(), SqueezeExcitation(8, 2)),
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm2d(8), SqueezeExcitation(8, 2)),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False), SqueezeExcitation(8, 2)),
+    ):
+        report = attnkernels.patch(model)
+        assert [record.original for record in report.replaced] == ["torchvision.ops.misc.SqueezeExcitation"]
+        assert not report.skipped
 
 
 def test_copies_and_pickles_look_for_themselves(x):
@@ -324,7 +352,8 @@ def test_copies_and_pickles_look_for_themselves(x):
         with torch.no_grad():
             torch.testing.assert_close(other(x), expected)
             torch.testing.assert_close(other(x), expected)
-            other.se.fc1.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+            if other is not replica:  # whose modules share the originals' dictionaries of hooks
+                other.se.fc1.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
             torch.testing.assert_close(other(x), attnkernels.unpatch(copy.deepcopy(other))(x))
         assert torch.equal(run(block, x)[0], expected)
     scripted = torch.jit.script(block)

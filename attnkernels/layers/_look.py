@@ -1,4 +1,4 @@
-"""What a patched module found when it last looked at the modules that its op stands for.
+"""What a module found when it last looked at the modules that its op stands for.
 
 A fused call passes modules by, so whatever hangs on their calls has to be noticed: hooks, other children, another
 class, a forward of the instance's own. Looking for it name by name takes 5 us of Python in a loop and 60 between two
@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
-from ..layers._fusing import GLOBAL_HOOKS, transforms_active
+from ._fusing import GLOBAL_HOOKS, transforms_active
 
 _NAME = "_attnkernels_look"
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
@@ -56,7 +56,7 @@ class Look:
         """Look.
 
         Args:
-            module: the patched one.
+            module: the one that looks.
             passed: those whose calls the op stands for.
             tensors: where the op's tensors are, a parameter dictionary and a name each.
             settings: attributes of modules, not modules themselves, that have to stay as they are.
@@ -83,6 +83,10 @@ class Look:
         self.arguments = arguments
         self.extra = extra
 
+    def __reduce__(self) -> tuple:
+        # A copy of the module has children of its own, and looks for itself.
+        return _no_look, ()
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The op's tensors as they are now.
 
@@ -95,8 +99,12 @@ class Look:
         return found
 
 
+def _no_look() -> None:
+    return None
+
+
 def current(module: nn.Module, x: Any) -> Look | None:
-    """What a patched module saw, where this call on `x` may go by it; None where it has to be considered anew."""
+    """What a module saw, where this call on `x` may go by it; None where it has to be considered anew."""
     if is_dynamo_compiling():  # the compiler takes it for the constant True and never sees the rest
         return None
     state = module.__dict__
@@ -131,7 +139,13 @@ def current(module: nn.Module, x: Any) -> Look | None:
 
 def may_be_kept(x: Tensor, op: str, backend: str) -> bool:
     """Whether looks serve calls like this one: in inference, by the CPU kernels."""
-    return x.is_cpu and not _grad_enabled() and not _autocast_enabled() and backends.resolve(op, x, backend) == "cpu"
+    return (
+        x.__class__ is Tensor
+        and x.is_cpu
+        and not _grad_enabled()
+        and not _autocast_enabled()
+        and backends.resolve(op, x, backend) == "cpu"
+    )
 
 
 def keep(module: nn.Module, *arguments: Any) -> Look | None:
@@ -146,8 +160,3 @@ def keep(module: nn.Module, *arguments: Any) -> Look | None:
 def forget_look(module: nn.Module) -> None:
     """Let the module's next call look anew."""
     module.__dict__.pop(_NAME, None)
-
-
-def without_look(state: Any) -> Any:
-    """A module's state, as it is copied and pickled: without its look."""
-    return {key: value for key, value in state.items() if key != _NAME} if isinstance(state, dict) else state

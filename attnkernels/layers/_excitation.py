@@ -1,0 +1,110 @@
+"""Squeeze-and-excitation modules as the op takes them: what the layer and the adapters of other libraries share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.squeeze_excite.contract import ACTIVATION, GATE
+from ._fusing import affine, is_bare, pointwise_name, qualified_name
+from ._look import current, keep, may_be_kept
+
+OP = "squeeze_excite"
+_operator = torch.ops.attnkernels.squeeze_excite.default
+
+
+class Excitation(NamedTuple):
+    """A squeeze-and-excitation module as the op takes it."""
+
+    layers: tuple[nn.Module | None, nn.Module]  # the fully connected ones; the first is None in effective SE
+    weights: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]
+    activation: str
+    gate: str
+
+    def tensors(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the weights are, for a look."""
+        reduce, expand = self.layers
+        absent: dict[str, Any] = {"weight": None, "bias": None}
+        return [
+            (absent if layer is None else layer._parameters, name)
+            for layer in (reduce, expand)
+            for name in ("weight", "bias")
+        ]
+
+    def codes(self) -> tuple[int, int]:
+        """The integers by which the operators know activation and gate."""
+        return ACTIVATION[self.activation], GATE[self.gate]
+
+
+def excitation(
+    module: nn.Module, reduce: str | None, activation: str | None, expand: str, gate: str
+) -> Excitation | str:
+    """The op's weights and pointwise functions, from a module's children of these names; a reason where it cannot run.
+
+    Args:
+        module: the upstream module.
+        reduce: the first fully connected layer's name; None for a single-layer excitation.
+        activation: the name of what stands between the layers; None for a single-layer excitation.
+        expand: the last fully connected layer's name.
+        gate: the gate's name.
+    """
+    children = module._modules
+    reduce_layer = reduce_weight = reduce_bias = None
+    activation_name = "relu"
+    if reduce is not None:
+        reduce_layer = children.get(reduce)
+        weights = affine(reduce_layer)
+        if weights is None:
+            return _not_bare(reduce, reduce_layer, "a 1x1 convolution or a fully connected layer")
+        reduce_weight, reduce_bias = weights
+        activation_name = _pointwise(children.get(activation), ACTIVATION)
+        if activation_name is None:
+            return _not_bare(activation, children.get(activation), "ReLU or SiLU")
+    expand_layer = children.get(expand)
+    weights = affine(expand_layer)
+    if weights is None:
+        return _not_bare(expand, expand_layer, "a 1x1 convolution or a fully connected layer")
+    gate_name = _pointwise(children.get(gate), GATE)
+    if gate_name is None:
+        return _not_bare(gate, children.get(gate), "a sigmoid or hard sigmoid")
+    return Excitation((reduce_layer, expand_layer), (reduce_weight, reduce_bias, *weights), activation_name, gate_name)
+
+
+def _pointwise(child: nn.Module | None, known: dict[str, int]) -> str | None:
+    if child is None or not is_bare(child):
+        return None
+    name = pointwise_name(child.__class__)
+    return name if name in known else None
+
+
+def _not_bare(name: str, child: nn.Module | None, expected: str) -> str:
+    if child is not None and not is_bare(child):
+        return f"its {name} carries hooks or a forward of its own, which a fused call would pass by"
+    got = "none" if child is None else qualified_name(child.__class__)
+    return f"its {name} is not {expected} ({got})"
+
+
+def excited(module: nn.Module, x: Tensor) -> Tensor | None:
+    """The operator on x by what the module saw; None where this call has to be considered anew."""
+    look = current(module, x)
+    if look is None:
+        return None
+    try:
+        return _operator(x, *look.tensors(), *look.arguments)[0]
+    except (RuntimeError, LookupError):
+        return None  # the operator checks as the function does, which will say what is wrong, or do without
+
+
+def remember(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> None:
+    """Let the next calls of the module go by what was found, where they may."""
+    if may_be_kept(x, OP, backend):
+        no_residual, no_output_activation = None, 0
+        arguments = (no_residual, *found.codes(), no_output_activation)
+        keep(module, module._modules.values(), found.tensors(), settings_of(module), arguments)
+
+
+def settings_of(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The attributes of an upstream module that decide whether the op computes what it does."""
+    return [(module, "add_maxpool")] if "add_maxpool" in module.__dict__ else []
