@@ -4,7 +4,7 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, sqrt, first_lanes, reduce_add, reduce_max, exp, sigmoid
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, reduce_add, reduce_max, exp, sigmoid, silu
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -85,8 +85,28 @@ SIMD_INLINE Double max(Double a, Double b) {
 }
 
 // a < b ? a : b, so b where either is NaN
-SIMD_INLINE Float min(Float a, Float b) { return -max(-a, -b); }
-SIMD_INLINE Double min(Double a, Double b) { return -max(-a, -b); }
+SIMD_INLINE Float min(Float a, Float b) {
+#if SIMD_LEVEL_NUMBER == 2
+  return Float(_mm512_min_ps(__m512(a), __m512(b)));
+#elif SIMD_LEVEL_NUMBER == 1
+  return Float(_mm256_min_ps(__m256(a), __m256(b)));
+#elif defined(__x86_64__)
+  return Float(_mm_min_ps(__m128(a), __m128(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+SIMD_INLINE Double min(Double a, Double b) {
+#if SIMD_LEVEL_NUMBER == 2
+  return Double(_mm512_min_pd(__m512d(a), __m512d(b)));
+#elif SIMD_LEVEL_NUMBER == 1
+  return Double(_mm256_min_pd(__m256d(a), __m256d(b)));
+#elif defined(__x86_64__)
+  return Double(_mm_min_pd(__m128d(a), __m128d(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
 SIMD_INLINE Float sqrt(Float v) {
 #if SIMD_LEVEL_NUMBER == 2
@@ -385,8 +405,8 @@ SIMD_INLINE void stream_fence() {
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; about 1 ulp; 0 and infinity beyond the range; NaN stays
 // NaN. n is read off the low bits of x / ln 2 + 1.5 * 2^(fraction bits), whose ulp is 1.
 SIMD_INLINE Float exp(Float x) {
-  x = x < -104.0f ? Float{} - 104.0f : x;  // exp rounds to 0 below
-  x = x > 89.0f ? Float{} + 89.0f : x;     // and to infinity above
+  x = max(Float{} - 104.0f, x);  // exp rounds to 0 below
+  x = min(Float{} + 89.0f, x);   // and to infinity above
   const Float magic = Float{} + 12582912.0f;
   const Float shifted = fma(x, Float{} + 1.44269504088896341f, magic);
   const Float n = shifted - magic;
@@ -399,12 +419,16 @@ SIMD_INLINE Float exp(Float x) {
   p = fma(p, r, Float{} + 1.0f / 6);
   p = fma(p, r, Float{} + 0.5f);
   p = fma(p * r, r, r) + 1.0f;
+#if SIMD_LEVEL_NUMBER == 2
+  return Float(_mm512_scalef_ps(__m512(p), __m512(n)));
+#else
   const Uint32 exponent = Uint32(shifted) - Uint32(magic), half = Uint32(Int32(exponent) >> 1);
   return p * Float((half + 127) << 23) * Float((exponent - half + 127) << 23);  // 2^n in two factors: n passes 127
+#endif
 }
 SIMD_INLINE Double exp(Double x) {
-  x = x < -746.0 ? Double{} - 746.0 : x;
-  x = x > 710.0 ? Double{} + 710.0 : x;
+  x = max(Double{} - 746.0, x);
+  x = min(Double{} + 710.0, x);
   const Double magic = Double{} + 6755399441055744.0;
   const Double shifted = fma(x, Double{} + 1.4426950408889634074, magic);
   const Double n = shifted - magic;
@@ -431,6 +455,12 @@ SIMD_INLINE Double exp(Double x) {
 template <class V>
 SIMD_INLINE V sigmoid(V x) {
   return 1 / (exp(-x) + 1);
+}
+
+// x sigmoid(x)
+template <class V>
+SIMD_INLINE V silu(V x) {
+  return x / (exp(-x) + 1);
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ SIMD_INLINE void map_units(const Shape& shape, int64_t first, int64_t last, T* y
 
 template <class V>
 SIMD_INLINE V activate(V u, bool relu) {
-  return relu ? max(V{}, u) : u * sigmoid(u);
+  return relu ? max(V{}, u) : silu(u);
 }
 
 // ---- forward
@@ -113,7 +113,7 @@ void normalize_pool(const Forward<T>& f, int64_t n, int64_t first, int64_t last,
     case NormActivation::kRelu:
       return pool_of([=](V z) { return max(zero, z); });
     case NormActivation::kSilu:
-      return pool_of([](V z) { return z * sigmoid(z); });
+      return pool_of([](V z) { return silu(z); });
     case NormActivation::kHardSwish:
       return pool_of([=](V z) { return z * min(one, max(zero, fma(z, sixth, half))); });
   }
