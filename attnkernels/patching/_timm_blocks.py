@@ -21,7 +21,7 @@ from ._swap import stock, swap_of
 
 _DROP_PATH = "timm.layers.drop.DropPath"
 _CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
-_CONV_NORM_ACT_FORWARDS = frozenset({"7c6a68737994e02e"})
+_CONV_NORM_ACT_FORWARDS = frozenset({"7c6a68737994e02e", "c51dcfda133ec980", "fdcdbb24fe1797de"})  # the last to 1.0.3
 
 
 def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str, act: str) -> Adapter:
@@ -103,13 +103,13 @@ def _drops(drop_path: nn.Module | None) -> bool:
     return drop_path is not None and drop_path.training and getattr(drop_path, "drop_prob", 0) > 0
 
 
-def _inverted_block(original: str, forward_fingerprint: str, head: str, after: str) -> Adapter:
+def _inverted_block(original: str, fingerprints: set[str], head: str, after: str) -> Adapter:
     """The adapter of a block that computes drop_path(after(se(head(x)))) + x, the sum where has_skip.
 
     Args:
         original: as in Adapter.
-        forward_fingerprint: as in Adapter.
-        head: names of the children called before the excitation, in order; some blocks have no conv_s2d, bn_s2d.
+        fingerprints: as in Adapter.
+        head: names of the children called before the excitation, in order; not all versions have all of them.
         after: names of the children called after it.
     """
 
@@ -125,7 +125,7 @@ def _inverted_block(original: str, forward_fingerprint: str, head: str, after: s
             return stock(self, x)
         return self.drop_path(result) + x if self.has_skip else result
 
-    return _chain_adapter(original, forward_fingerprint, chain_of, forward)
+    return _chain_adapter(original, fingerprints, chain_of, forward)
 
 
 def _regnet_chain(block: nn.Module) -> Chain | str:
@@ -147,14 +147,14 @@ def _forward_regnet(self: nn.Module, x: Tensor) -> Tensor:
 
 def _chain_adapter(
     original: str,
-    forward_fingerprint: str,
+    fingerprints: set[str],
     chain_of: Callable[[nn.Module], Chain | str],
     forward: Callable[[nn.Module, Tensor], Tensor],
 ) -> Adapter:
     return Adapter(
         op=OP,
         originals=(original,),
-        fingerprints=frozenset({forward_fingerprint}),
+        fingerprints=frozenset(fingerprints),
         arguments=chain_of,
         forward=forward,
         fuses="normalisation, activation, excitation (inference on a CPU)",
@@ -193,15 +193,15 @@ ADAPTERS = (
     ),
     _inverted_block(
         "timm.models._efficientnet_blocks.InvertedResidual",
-        "b36de969f121dfad",
+        {"b36de969f121dfad", "e18dc9ef41449010"},  # the second to 1.0.3
         head="conv_s2d bn_s2d conv_pw bn1 conv_dw bn2 aa",
         after="conv_pwl bn3",
     ),
     _inverted_block(
         "timm.models._efficientnet_blocks.DepthwiseSeparableConv",
-        "3183d052e9dc88a1",
+        {"3183d052e9dc88a1", "5a062770c89218a3"},
         head="conv_s2d bn_s2d conv_dw bn1 aa",
         after="conv_pw bn2",
     ),
-    _chain_adapter("timm.models.regnet.Bottleneck", "e43c705d3ddaefeb", _regnet_chain, _forward_regnet),
+    _chain_adapter("timm.models.regnet.Bottleneck", {"e43c705d3ddaefeb"}, _regnet_chain, _forward_regnet),
 )
