@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnkernels import testing
+from attnkernels import squeeze_excite, testing
+from attnkernels.ops.squeeze_excite.contract import ACTIVATION, GATE, NORM_ACTIVATION, OUTPUT_ACTIVATION
 
 from .strategies import DTYPES, SEEDS, check, feature_maps
 
@@ -46,3 +48,45 @@ def test_squeeze_excite(wall, device):
         check("squeeze_excite", call, call[0][0].dtype, wall, device)
 
     run()
+
+
+NORM_ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "silu": F.silu,
+    "hard_swish": lambda z: z * (z / 6 + 0.5).clamp(0, 1),
+}
+
+
+@pytest.mark.skipif(("cpu", "cpu") not in testing.walls(), reason="the CPU library was not built")
+@given(
+    calls(largest=70),
+    st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    st.sampled_from(sorted(NORM_ACTIVATIONS, key=str)),
+    st.booleans(),
+    SEEDS,
+)
+def test_over_batch_norm(call, layout, activation, affine, seed):
+    (x, *weights), kwargs = call
+    x = x.contiguous(memory_format=layout)
+    generator = torch.Generator().manual_seed(seed)
+    channel_numbers = torch.randn(4, x.shape[1], dtype=torch.float64, generator=generator)
+    mean, variance, scale, shift = (channel_numbers * 0.5 + torch.tensor([0.0, 0, 1, 0])[:, None]).to(x.dtype)
+    variance = variance.abs() + 0.5
+    norm = (mean, variance, *((scale, shift) if affine else (None, None)))
+    got = x.clone()
+    torch.ops.attnkernels.batch_norm_squeeze_excite_(
+        got, *norm, 1e-5, NORM_ACTIVATION[activation], *weights, kwargs["residual"],
+        ACTIVATION[kwargs["activation"]], GATE[kwargs["gate"]], OUTPUT_ACTIVATION[kwargs["output_activation"]],
+    )  # fmt: skip
+    in_float64 = testing.in_float64
+    z = F.batch_norm(in_float64(x), *map(in_float64, norm)) if x.numel() else in_float64(x)
+    want = squeeze_excite(
+        NORM_ACTIVATIONS[activation](z), *map(in_float64, weights), **in_float64(kwargs), backend="reference"
+    )  # fmt: skip
+    # The sum of a product and a residual may cancel: errors are of the terms' size.
+    largest = max(
+        (value.abs().max().item() for value in (z, kwargs["residual"]) if value is not None and value.numel()),
+        default=0.0,
+    )
+    testing.assert_close_to_float64(got, want, "y", rounded_inside=True, largest=largest)
