@@ -111,6 +111,7 @@ class Measurement:
         self.configuration = configuration
         self.model = model
         self.images = photograph.batch(configuration.batch).to(configuration.device)
+        self.corner = self._in(self.images[:1, :, :64, :64], configuration.dtype)
         self.seconds_to_compile: dict[str, float] = {}
         self.replaced = 0
         self.results: dict[str, list[Tensor]] = {}
@@ -151,7 +152,6 @@ class Measurement:
         if not name.startswith("compile"):
             call = self._call(self.uncompiled, self.configuration.dtype)
             with self._turn(name):
-                call()  # the first call of a patched model looks at its modules
                 self.results[name] = call()
             return call
         model = self._copy(self.configuration.dtype)
@@ -174,6 +174,9 @@ class Measurement:
         if name == "patched":
             self._patch(self.uncompiled)
         try:
+            if name in ("eager", "patched") and self.configuration.direction == "forward":
+                with torch.no_grad():  # in its first call a patched model looks at its modules
+                    self.uncompiled(self.corner)
             yield
         finally:
             if name == "patched":
@@ -185,7 +188,6 @@ class Measurement:
 
         def sample() -> float:
             with self._turn(name):
-                self.columns[name]()  # as above
                 return sampler()
 
         return sample
