@@ -87,6 +87,19 @@ class Look:
         # A copy of the module has children of its own, and looks for itself.
         return _no_look, ()
 
+    def holds(self) -> bool:
+        """Whether the modules are as they were."""
+        for modules, children in self.children:
+            if tuple(modules.values()) != children:
+                return False
+        for state in self.states:
+            if any(_hooks(state)) or "forward" in state:
+                return False
+        for state, name, value in self.settings:
+            if state.get(name) is not value:
+                return False
+        return tuple(map(type, self.passed)) == self.classes
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The op's tensors as they are now.
 
@@ -123,18 +136,10 @@ def current(module: nn.Module, x: Any) -> Look | None:
         or _forced_backend() != look.forced
     ):
         return None
-    for modules, children in look.children:
-        if tuple(modules.values()) != children:
-            return None
-    if tuple(map(type, look.passed)) != look.classes:
-        return None
-    for state in look.states:
-        if any(_hooks(state)) or "forward" in state:
-            return None
-    for state, name, value in look.settings:
-        if state.get(name) is not value:
-            return None
-    return look
+    if look.holds():
+        return look
+    forget_look(module)  # it would keep alive what was replaced
+    return None
 
 
 def may_be_kept(x: Tensor, op: str, backend: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from collections import OrderedDict
 from functools import partial
 
@@ -358,6 +360,27 @@ def test_copies_and_pickles_look_for_themselves(x):
         assert torch.equal(run(block, x)[0], expected)
     scripted = torch.jit.script(block)
     torch.testing.assert_close(scripted(x), expected)
+
+
+def test_what_was_replaced_is_not_kept_alive(x):
+    block = made("inverted residual")
+    attnkernels.patch(block)
+    run(block, x)
+    replaced = weakref.ref(block.se.conv_reduce.weight)
+    block.se.conv_reduce = nn.Sequential(nn.Conv2d(16, 4, 1).double())
+    run(block, x)
+    gc.collect()
+    assert replaced() is None
+
+
+def test_inference_tensors(x):
+    block = made("inverted residual")
+    expected = run(block, x)[0]
+    attnkernels.patch(block)
+    with torch.inference_mode():
+        made_there = x + 0
+        torch.testing.assert_close(block(made_there), expected)
+    torch.testing.assert_close(run(block, made_there)[0], expected)
 
 
 def test_an_excitation_unpatched_or_excluded_is_not_passed_by(x):
