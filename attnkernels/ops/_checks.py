@@ -64,5 +64,5 @@ def shape(op: str, argument: str, value: Tensor, *allowed: tuple[int, ...]) -> N
 
 def choice(op: str, argument: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise unless `value` is one of `allowed`."""
-    if value not in allowed:
+    if value not in tuple(allowed):  # which compares; a dictionary would hash
         fail(op, argument, " or ".join(repr(a) for a in allowed), describe(value))

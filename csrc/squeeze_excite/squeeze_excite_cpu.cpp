@@ -27,15 +27,17 @@ T* output(const Optional& x) {
   return x ? static_cast<T*>(x->mutable_data_ptr()) : nullptr;
 }
 
-// ---- what is safe to compute
+// ---- what is computed: all that the public function accepts, which comes here first and explains a refusal afterwards
 
 void check_matrix(const char* name, const Tensor& weight, const Tensor& x, int64_t rows, int64_t columns) {
-  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.is_cpu() && weight.dim() >= 2 &&
-                      weight.size(0) == rows && weight.numel() == rows * columns,
+  const bool of_convolution = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.is_cpu() && (weight.dim() == 2 || of_convolution) &&
+                      weight.size(0) == rows && weight.size(1) == columns,
                   "squeeze_excite: ", name, ": expected ", rows, " x ", columns, " numbers of x's dtype on the CPU");
 }
 void check_vector(const char* name, const Optional& bias, const Tensor& x, int64_t length) {
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == x.scalar_type() && bias->is_cpu() && bias->numel() == length),
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == x.scalar_type() && bias->is_cpu() && bias->dim() == 1 &&
+                            bias->size(0) == length),
                   "squeeze_excite: ", name, ": expected ", length, " numbers of x's dtype on the CPU");
 }
 void check_map(const char* name, const Tensor& map, const Tensor& x) {
@@ -59,6 +61,7 @@ struct Call {
                     "squeeze_excite: activation, gate, output_activation: expected 0 or 1");
     const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
     const int64_t hidden = reduce_weight ? reduce_weight->size(0) : 0;
+    STD_TORCH_CHECK(reduce_weight || !reduce_bias, "squeeze_excite: reduce_bias: expected None without reduce_weight");
     if (reduce_weight) check_matrix("reduce_weight", *reduce_weight, x, hidden, channels);
     check_vector("reduce_bias", reduce_bias, x, hidden);
     check_matrix("expand_weight", expand_weight, x, channels, single_layer ? channels : hidden);

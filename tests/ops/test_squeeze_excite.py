@@ -25,6 +25,12 @@ BAD = [
     ("x sparse", dict(x=torch.ones(2, 8, 5, 4).to_sparse()), TypeError, r"x: expected a dense \(strided\) tensor"),
     ("channels", dict(reduce_weight=torch.ones(2, 9)), ValueError, r"reduce_weight: expected shape \[2, 8\].*got \[2, 9\]"),
     ("weight rank", dict(reduce_weight=torch.ones(2, 8, 1)), ValueError, r"reduce_weight: .*got \[2, 8, 1\]"),
+    ("weight of as many numbers", dict(reduce_weight=torch.ones(2, 4, 2)), ValueError, r"reduce_weight: .*got \[2, 4, 2\]"),
+    ("kernel of as many numbers", dict(reduce_weight=torch.ones(2, 4, 2, 1)), ValueError, r"reduce_weight: .*got \[2, 4, 2, 1\]"),
+    ("bias of as many numbers", dict(reduce_bias=torch.ones(1, 2)), ValueError, r"reduce_bias: .*got \[1, 2\]"),
+    ("bias a list", dict(reduce_bias=[1.0, 1.0]), TypeError, r"reduce_bias: expected a tensor, got \[1.0, 1.0\]"),
+    ("bias on meta", dict(expand_bias=torch.ones(8, device="meta")), ValueError, "expand_bias: expected device cpu as x, got meta"),
+    ("residual on meta", dict(residual=torch.ones(2, 8, 5, 4, device="meta")), ValueError, "residual: expected device cpu as x, got meta"),
     ("weight scalar", dict(reduce_weight=torch.ones(())), ValueError, "reduce_weight: expected shape"),
     ("kernel size", dict(expand_weight=torch.ones(8, 2, 3, 3)), ValueError, "expand_weight: expected shape"),
     ("hidden", dict(expand_weight=torch.ones(8, 3)), ValueError, r"expand_weight: expected shape \[8, 2\]"),
@@ -36,6 +42,7 @@ BAD = [
     ("residual shape", dict(residual=torch.ones(2, 8, 5, 5)), ValueError, r"residual: expected shape \[2, 8, 5, 4\]"),
     ("residual dtype", dict(residual=torch.ones(2, 8, 5, 4).half()), TypeError, "residual: expected dtype"),
     ("activation", dict(activation="gelu"), ValueError, "activation: expected 'relu' or 'silu', got 'gelu'"),
+    ("activation a list", dict(activation=["relu"]), ValueError, r"activation: expected 'relu' or 'silu', got \['relu'\]"),
     ("gate", dict(gate="tanh"), ValueError, "gate: expected 'sigmoid' or 'hard_sigmoid', got 'tanh'"),
     ("output activation", dict(output_activation="silu"), ValueError, "output_activation: expected None or 'relu'"),
     ("backend name", dict(backend="gpu"), ValueError, "backend: expected one of .*got 'gpu'"),
@@ -45,13 +52,15 @@ BAD = [
 NAMES = ("x", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias")
 
 
+@pytest.mark.parametrize("recorded", [True, False])  # without autograd, the CPU operator is asked before the checks
 @pytest.mark.parametrize(("change", "kind", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_bad_input_is_named(change, kind, message):
+def test_bad_input_is_named(change, kind, message, recorded):
     values = dict(zip(NAMES, arguments(), strict=True)) | change
     positional = [values.pop(name) for name in NAMES]
-    with pytest.raises(kind, match=message):
-        squeeze_excite(*positional, **values)
-    squeeze_excite(*arguments())  # everything is usable afterwards
+    with torch.set_grad_enabled(recorded):
+        with pytest.raises(kind, match=message):
+            squeeze_excite(*positional, **values)
+        squeeze_excite(*arguments())  # everything is usable afterwards
 
 
 @pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")

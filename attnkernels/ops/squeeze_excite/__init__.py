@@ -53,6 +53,14 @@ def squeeze_excite(
             are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
+    if backends.takes_cpu_kernels(x, backend):
+        try:
+            return overload("cpu", _OP)(
+                x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
+                contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
+            )[0]  # fmt: skip
+        except (RuntimeError, LookupError, TypeError):
+            pass  # callables, or wrong arguments: what follows names them
     # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
     # into the one after it (an opaque op measured 0.84-0.97x on whole models).
     if backend == "auto" and torch.compiler.is_compiling() and backends.requested(backend) == "auto":
