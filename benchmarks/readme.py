@@ -97,6 +97,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
     "demo": ("cpu-demo.json", models),
     "branches": ("cpu-branch-models.json", models),
     "cpu": ("cpu-micro.json", micro),
+    "cpu squeeze_excite": ("cpu-micro-squeeze-excite.json", micro),
     "gpu": ("h100-micro.json", micro),
 }
 
