@@ -66,7 +66,7 @@ class Look:
         Raises:
             LookupError: a tensor is not there (a replica of DataParallel), or of a subclass (distributed, quantised).
         """
-        passed = tuple(passed)
+        passed = tuple(child for child in passed if child is not None)
         self.modules = module._modules  # the replicas of DataParallel have this look too, but children of their own
         self.children = tuple(
             (parent._modules, tuple(parent._modules.values())) for parent in (module, *passed) if parent._modules

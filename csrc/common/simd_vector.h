@@ -31,21 +31,32 @@ SIMD_INLINE Vec<T> broadcast(Accumulator<T> value) {
 
 // ---- arithmetic that the language's operators do not give
 
+// x86's intrinsic of this level, and its types.
+#if SIMD_LEVEL_NUMBER == 2
+#define SIMD_X86(name) _mm512_##name
+typedef __m512 NativeFloat;
+typedef __m512d NativeDouble;
+#elif SIMD_LEVEL_NUMBER == 1
+#define SIMD_X86(name) _mm256_##name
+typedef __m256 NativeFloat;
+typedef __m256d NativeDouble;
+#elif defined(__x86_64__)
+#define SIMD_X86(name) _mm_##name
+typedef __m128 NativeFloat;
+typedef __m128d NativeDouble;
+#endif
+
 // a * b + c, fused where the level has it
 SIMD_INLINE Float fma(Float a, Float b, Float c) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Float(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Float(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#if SIMD_LEVEL_NUMBER >= 1
+  return Float(SIMD_X86(fmadd_ps)(NativeFloat(a), NativeFloat(b), NativeFloat(c)));
 #else
   return a * b + c;
 #endif
 }
 SIMD_INLINE Double fma(Double a, Double b, Double c) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Double(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Double(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+#if SIMD_LEVEL_NUMBER >= 1
+  return Double(SIMD_X86(fmadd_pd)(NativeDouble(a), NativeDouble(b), NativeDouble(c)));
 #else
   return a * b + c;
 #endif
@@ -60,76 +71,26 @@ SIMD_INLINE Float fma(Uint32 a, Uint32 b, Float c) {
 }
 #endif
 
-// a > b ? a : b, so b where either is NaN: max(zero, x) is a ReLU that keeps NaN
-SIMD_INLINE Float max(Float a, Float b) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Float(_mm512_max_ps(__m512(a), __m512(b)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Float(_mm256_max_ps(__m256(a), __m256(b)));
-#elif defined(__x86_64__)
-  return Float(_mm_max_ps(__m128(a), __m128(b)));
+// max: a > b ? a : b, min: a < b ? a : b; so b where either is NaN: max(zero, x) is a ReLU that keeps NaN
+#ifdef SIMD_X86
+SIMD_INLINE Float max(Float a, Float b) { return Float(SIMD_X86(max_ps)(NativeFloat(a), NativeFloat(b))); }
+SIMD_INLINE Double max(Double a, Double b) { return Double(SIMD_X86(max_pd)(NativeDouble(a), NativeDouble(b))); }
+SIMD_INLINE Float min(Float a, Float b) { return Float(SIMD_X86(min_ps)(NativeFloat(a), NativeFloat(b))); }
+SIMD_INLINE Double min(Double a, Double b) { return Double(SIMD_X86(min_pd)(NativeDouble(a), NativeDouble(b))); }
+SIMD_INLINE Float sqrt(Float v) { return Float(SIMD_X86(sqrt_ps)(NativeFloat(v))); }
+SIMD_INLINE Double sqrt(Double v) { return Double(SIMD_X86(sqrt_pd)(NativeDouble(v))); }
 #else
+template <class V>
+SIMD_INLINE V max(V a, V b) {
   return a > b ? a : b;
-#endif
 }
-SIMD_INLINE Double max(Double a, Double b) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Double(_mm512_max_pd(__m512d(a), __m512d(b)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Double(_mm256_max_pd(__m256d(a), __m256d(b)));
-#elif defined(__x86_64__)
-  return Double(_mm_max_pd(__m128d(a), __m128d(b)));
-#else
-  return a > b ? a : b;
-#endif
-}
-
-// a < b ? a : b, so b where either is NaN
-SIMD_INLINE Float min(Float a, Float b) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Float(_mm512_min_ps(__m512(a), __m512(b)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Float(_mm256_min_ps(__m256(a), __m256(b)));
-#elif defined(__x86_64__)
-  return Float(_mm_min_ps(__m128(a), __m128(b)));
-#else
+template <class V>
+SIMD_INLINE V min(V a, V b) {
   return a < b ? a : b;
-#endif
 }
-SIMD_INLINE Double min(Double a, Double b) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Double(_mm512_min_pd(__m512d(a), __m512d(b)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Double(_mm256_min_pd(__m256d(a), __m256d(b)));
-#elif defined(__x86_64__)
-  return Double(_mm_min_pd(__m128d(a), __m128d(b)));
-#else
-  return a < b ? a : b;
+SIMD_INLINE Float sqrt(Float v) { return Float(vsqrtq_f32(float32x4_t(v))); }
+SIMD_INLINE Double sqrt(Double v) { return Double(vsqrtq_f64(float64x2_t(v))); }
 #endif
-}
-
-SIMD_INLINE Float sqrt(Float v) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Float(_mm512_sqrt_ps(__m512(v)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Float(_mm256_sqrt_ps(__m256(v)));
-#elif defined(__x86_64__)
-  return Float(_mm_sqrt_ps(__m128(v)));
-#else
-  return Float(vsqrtq_f32(float32x4_t(v)));
-#endif
-}
-SIMD_INLINE Double sqrt(Double v) {
-#if SIMD_LEVEL_NUMBER == 2
-  return Double(_mm512_sqrt_pd(__m512d(v)));
-#elif SIMD_LEVEL_NUMBER == 1
-  return Double(_mm256_sqrt_pd(__m256d(v)));
-#elif defined(__x86_64__)
-  return Double(_mm_sqrt_pd(__m128d(v)));
-#else
-  return Double(vsqrtq_f64(float64x2_t(v)));
-#endif
-}
 
 // Folds all lanes by halves: the order is fixed.
 template <class V, class Operation>
@@ -465,3 +426,5 @@ SIMD_INLINE V silu(V x) {
 
 }  // namespace
 }  // namespace attnkernels::simd::SIMD_LEVEL
+
+#undef SIMD_X86

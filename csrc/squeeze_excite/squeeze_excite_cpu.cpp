@@ -264,7 +264,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weigh
   const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   const Tensor dense_x = as_layout(x, call.channels_last);
   Tensor y = cpu::allocate(x.sizes(), x.scalar_type(), call.channels_last);
-  const bool stream = y.numel() * y.element_size() >= cpu::stream_bytes();
+  const bool stream = y.numel() * int64_t(y.element_size()) >= cpu::stream_bytes();
   Tensor saved = forward_into(call, dense_x, residual, y, stream);
   return {std::move(y), std::move(saved)};
 }
