@@ -173,22 +173,22 @@ def resolve(op: str, x: Tensor, backend: str, on_gpu: tuple[str, ...] = GPU_WALL
     return wanted
 
 
-def takes_cpu_kernels(x: Any, backend: str) -> bool:
-    """Whether a call on `x` made with `backend=` can go straight to the CPU kernels: nothing is recorded or cast.
+def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
+    """Whether a call of `op` on `x` with `backend=` may go straight to the CPU kernels: nothing is recorded or cast.
 
     Between the layers of a model Python is cold, and checking every argument takes longer than a small op. An operator
     that checks as the public function does may be called at once; the checks in Python say afterwards why it refused.
+
+    Raises:
+        ValueError: as `resolve`.
     """
     return (
-        backend == "auto"
-        and x.__class__ is Tensor
+        x.__class__ is Tensor
         and not torch.is_grad_enabled()
         and x.is_cpu
         and not torch.compiler.is_compiling()
-        and not _forced.get()
-        and _environment == "auto"
         and not torch._C._is_any_autocast_enabled()
-        and _load.is_loaded("cpu")
+        and resolve(op, x, backend) == "cpu"
     )
 
 

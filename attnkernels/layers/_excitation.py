@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from .. import backends
+from ..ops._registry import overload
 from ..ops.squeeze_excite.contract import ACTIVATION, GATE
 from ._fusing import affine, is_bare, pointwise_name, qualified_name
-from ._look import current, keep, may_be_kept
+from ._look import current, keep
 
 OP = "squeeze_excite"
-_operator = torch.ops.attnkernels.squeeze_excite.default
+_operator = overload("cpu", OP)
 
 
 class Excitation(NamedTuple):
@@ -99,7 +100,7 @@ def excited(module: nn.Module, x: Tensor) -> Tensor | None:
 
 def remember(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> None:
     """Let the next calls of the module go by what was found, where they may."""
-    if may_be_kept(x, OP, backend):
+    if backends.takes_cpu_kernels(OP, x, backend):
         no_residual, no_output_activation = None, 0
         arguments = (no_residual, *found.codes(), no_output_activation)
         keep(module, module._modules.values(), found.tensors(), settings_of(module), arguments)

@@ -142,17 +142,6 @@ def current(module: nn.Module, x: Any) -> Look | None:
     return None
 
 
-def may_be_kept(x: Tensor, op: str, backend: str) -> bool:
-    """Whether looks serve calls like this one: in inference, by the CPU kernels."""
-    return (
-        x.__class__ is Tensor
-        and x.is_cpu
-        and not _grad_enabled()
-        and not _autocast_enabled()
-        and backends.resolve(op, x, backend) == "cpu"
-    )
-
-
 def keep(module: nn.Module, *arguments: Any) -> Look | None:
     """Let the module's next calls go by a look taken now; None where it cannot be taken."""
     try:

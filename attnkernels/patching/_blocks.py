@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import backends
 from ..layers._excitation import OP, Excitation, settings_of
 from ..layers._fusing import is_bare, left_to_pytorch, pointwise_name, qualified_name
-from ..layers._look import Look, current, keep, may_be_kept
+from ..layers._look import Look, current, keep
 from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
-from ._adapter import fingerprint
+from ._adapter import Adapter, fingerprint
 from ._excitation import excitation_inside
 from ._swap import swap_of
 
@@ -108,7 +109,7 @@ def look_anew(
         output_activation: what the operator does last.
         watched: modules that must not be in training mode, as the normalisation.
     """
-    if left_to_pytorch(x) or not may_be_kept(x, OP, block._attnkernels.backend):
+    if left_to_pytorch(x) or not backends.takes_cpu_kernels(OP, x, block._attnkernels.backend):
         return None
     found = chain_of(block)
     if isinstance(found, str) or swap_of(found.fused[-1]) is None:
@@ -164,3 +165,22 @@ def through(block: nn.Module, x: Tensor, chain_of: Callable[[nn.Module], Chain |
     for module in found.after:
         x = module(x)
     return x
+
+
+def chain_adapter(
+    original: str,
+    fingerprints: set[str],
+    chain_of: Callable[[nn.Module], Chain | str],
+    forward: Callable[[nn.Module, Tensor], Tensor],
+    within: Callable[[nn.Module], nn.Module | None],
+) -> Adapter:
+    """The adapter of a block that only differs from its own forward where `through` takes it."""
+    return Adapter(
+        op=OP,
+        originals=(original,),
+        fingerprints=frozenset(fingerprints),
+        arguments=chain_of,
+        forward=forward,
+        fuses="normalisation, activation, excitation (inference on a CPU)",
+        within=within,
+    )

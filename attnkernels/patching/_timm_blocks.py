@@ -7,15 +7,13 @@ comes after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from ..layers._excitation import OP, Excitation
 from ..layers._fusing import is_bare, pointwise_name, qualified_name
 from ..layers._look import current
 from ._adapter import Adapter, fingerprint
-from ._blocks import Chain, chain, excite_over, look_anew, through
+from ._blocks import Chain, chain, chain_adapter, excite_over, look_anew, through
 from ._excitation import arguments_for, excitation_inside, excite
 from ._swap import stock, swap_of
 
@@ -55,28 +53,25 @@ def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str
         children = self._modules
         look = current(self, x) or look_anew(self, x, chain_of, "relu", _drop_path(self))
         if look is not None:
-            branch = x
-            for module in look.extra.before:
-                branch = module(branch)
-            shortcut = x if self.downsample is None else self.downsample(x)
+            before, rest = look.extra.before, look.extra.fused
+        else:
+            found = arguments_for(self, x)
+            if found is None or swap_of(children[se]) is None or _drops(children.get("drop_path")):
+                return stock(self, x)
+            before, rest = [children[step] for step in steps], [children[se]]
+        branch = x
+        for module in before:
+            branch = module(branch)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if look is not None:
             if excite_over(look, branch, shortcut):
                 return branch
-            for module in look.extra.fused:
-                branch = module(branch)
-            branch += shortcut
-            return children[act](branch)
-        found = arguments_for(self, x)
-        if found is None or swap_of(children[se]) is None or _drops(children.get("drop_path")):
-            return stock(self, x)
-        branch = x
-        for step in steps:
-            branch = children[step](branch)
-        shortcut = x if self.downsample is None else self.downsample(x)
-        if shortcut.shape != branch.shape or shortcut.dtype != branch.dtype:
-            branch = children[se](branch)
-            branch += shortcut
-            return children[act](branch)
-        return excite(branch, found, self._attnkernels.backend, residual=shortcut, output_activation="relu")
+        elif shortcut.shape == branch.shape and shortcut.dtype == branch.dtype:
+            return excite(branch, found, self._attnkernels.backend, residual=shortcut, output_activation="relu")
+        for module in rest:
+            branch = module(branch)
+        branch += shortcut
+        return children[act](branch)
 
     return Adapter(
         op=OP,
@@ -125,7 +120,7 @@ def _inverted_block(original: str, fingerprints: set[str], head: str, after: str
             return stock(self, x)
         return self.drop_path(result) + x if self.has_skip else result
 
-    return _chain_adapter(original, fingerprints, chain_of, forward)
+    return chain_adapter(original, fingerprints, chain_of, forward, _se)
 
 
 def _regnet_chain(block: nn.Module) -> Chain | str:
@@ -145,21 +140,8 @@ def _forward_regnet(self: nn.Module, x: Tensor) -> Tensor:
     return self.act3(result)
 
 
-def _chain_adapter(
-    original: str,
-    fingerprints: set[str],
-    chain_of: Callable[[nn.Module], Chain | str],
-    forward: Callable[[nn.Module, Tensor], Tensor],
-) -> Adapter:
-    return Adapter(
-        op=OP,
-        originals=(original,),
-        fingerprints=frozenset(fingerprints),
-        arguments=chain_of,
-        forward=forward,
-        fuses="normalisation, activation, excitation (inference on a CPU)",
-        within=lambda block: block._modules.get("se"),
-    )
+def _se(block: nn.Module) -> nn.Module | None:
+    return block._modules.get("se")
 
 
 ADAPTERS = (
@@ -203,5 +185,5 @@ ADAPTERS = (
         head="conv_s2d bn_s2d conv_dw bn1 aa",
         after="conv_pw bn2",
     ),
-    _chain_adapter("timm.models.regnet.Bottleneck", {"e43c705d3ddaefeb"}, _regnet_chain, _forward_regnet),
+    chain_adapter("timm.models.regnet.Bottleneck", {"e43c705d3ddaefeb"}, _regnet_chain, _forward_regnet, _se),
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers._excitation import OP, Excitation, excitation
+from ..layers._excitation import Excitation, excitation
 from ..layers._fusing import is_bare, qualified_name
-from ._adapter import Adapter
-from ._blocks import Chain, chain, through
+from ._blocks import Chain, chain, chain_adapter, through
 from ._excitation import excitation_adapter, forward_input, is_excitation
 from ._swap import stock
 
@@ -53,13 +52,7 @@ ADAPTERS = (
         forward_input,
         methods=("forward", "_scale"),
     ),
-    Adapter(
-        op=OP,
-        originals=("torch.nn.modules.container.Sequential",),
-        fingerprints=frozenset({"e171bb8fd24ef696"}),
-        arguments=_chain,
-        forward=_forward_sequence,
-        fuses="normalisation, activation, excitation (inference on a CPU)",
-        within=_excitation_of,
+    chain_adapter(
+        "torch.nn.modules.container.Sequential", {"e171bb8fd24ef696"}, _chain, _forward_sequence, _excitation_of
     ),
 )

@@ -53,7 +53,7 @@ def squeeze_excite(
             are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
-    if backends.takes_cpu_kernels(x, backend):
+    if backends.takes_cpu_kernels(_OP, x, backend):
         try:
             return overload("cpu", _OP)(
                 x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
