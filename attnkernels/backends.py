@@ -12,19 +12,23 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from . import _load
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
+transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,16 @@ class Operator:
     """What the machinery knows of a public function.
 
     Attributes:
-        name: the public function's name.
+        function: the public function.
         example: returns `(args, kwargs)` of a small call on a device, for `info`.
-        plan: maps a call's arguments (without `backend`) to `(tensor that decides, wall that "auto" takes, reason)`.
     """
 
-    name: str
+    function: Callable[..., Tensor]
     example: Callable[[str], tuple[tuple, dict]]
-    plan: Callable[..., tuple[Tensor, str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -111,8 +117,6 @@ def cuda_missing(device_index: int) -> str:
     )
 
 
-# A constant of the process, which torch.compile is not to look into.
-@torch.compiler.assume_constant_result
 def unavailable(wall: str, device: torch.device) -> str:
     """Why a wall cannot take tensors on `device`; empty when it can."""
     if wall == "reference":
@@ -128,6 +132,11 @@ def unavailable(wall: str, device: torch.device) -> str:
     return cuda_missing(device.index if device.index is not None else torch.cuda.current_device())
 
 
+# A constant of the process, which torch.compile is not to look into. What torch.compiler.assume_constant_result sets,
+# without its import of the whole compiler (over a second).
+unavailable._dynamo_marked_constant = True
+
+
 def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
     """The fused wall that `auto` prefers on a device, on a GPU in the order given; "reference" where there is none."""
     if device.type == "cpu":
@@ -137,12 +146,6 @@ def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
             if not unavailable(wall, device):
                 return wall
     return "reference"
-
-
-def best_plan(x: Tensor, on_gpu: tuple[str, ...] = GPU_WALLS) -> tuple[Tensor, str, str]:
-    """What an `Operator.plan` returns where `auto` takes the best wall of x's device."""
-    kind, wall = x.device.type, best_wall(x.device, on_gpu)
-    return x, wall, f"best on {kind}" if wall != "reference" else f"no fused wall for {kind} here"
 
 
 forced = _forced.get  # what use_backend asks for here; "" for nothing
@@ -155,22 +158,78 @@ def requested(backend: str) -> str:
     return _forced.get() or _environment
 
 
-def resolve(op: str, x: Tensor, backend: str, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
-    """The wall for a call of `op` on `x` made with `backend=`, where `auto` means the best wall of the device.
+class _Question(str):
+    """A `backend=` with which a call tells what it would run on instead of running."""
 
-    `on_gpu` is the op's order of preference there.
+
+class _Answer(Exception):
+    """The backend, and why."""
+
+
+def choose(
+    op: str,
+    x: Tensor,
+    backend: str,
+    tensors: Iterable[Tensor | None],
+    *,
+    only_formula: str = "",
+    when_compiled: str = "",
+    on_gpu: tuple[str, ...] = GPU_WALLS,
+) -> str:
+    """The backend for a call of `op` made with `backend=`: the one place that decides.
+
+    Args:
+        op: the public function's name.
+        x: the tensor whose device decides.
+        backend: the call's own argument.
+        tensors: the other tensors of the call.
+        only_formula: under which condition, met by this call, nothing but the formula computes it ("where ...").
+        when_compiled: why `auto` takes the formula under torch.compile; empty where it does not.
+        on_gpu: the order in which `auto` prefers the backends of a GPU.
 
     Raises:
-        ValueError: a wall was asked for by name and cannot take this call.
+        ValueError: a backend was asked for by name and cannot take this call.
     """
     wanted = requested(backend)
-    if wanted == "auto":
-        return best_wall(x.device, on_gpu)
-    reason = unavailable(wanted, x.device)
-    if reason:
-        usable = ", ".join(w for w in (*BACKENDS[1:], *_HIDDEN) if not unavailable(w, x.device))
-        raise ValueError(f"{op}: backend: expected one that can run here ({usable}), got {wanted!r}: {reason}")
-    return wanted
+    compiling = torch.compiler.is_compiling()
+    if not only_formula and not compiling:
+        only_formula = needs_formula(x, *tensors)
+    if only_formula:
+        if wanted not in ("auto", "reference"):
+            raise ValueError(f"{op}: backend: expected 'auto' or 'reference' {only_formula}, got {wanted!r}")
+        chosen, reason = "reference", only_formula
+    elif wanted != "auto":
+        if obstacle := unavailable(wanted, x.device):
+            usable = ", ".join(w for w in (*BACKENDS[1:], *_HIDDEN) if not unavailable(w, x.device))
+            raise ValueError(f"{op}: backend: expected one that can run here ({usable}), got {wanted!r}: {obstacle}")
+        chosen, reason = wanted, "asked for by name"
+    elif compiling and when_compiled:
+        chosen, reason = "reference", when_compiled
+    elif compiling and torch.compiler.is_exporting():
+        chosen, reason = "reference", "an exported program is to load where this library is not installed"
+    else:
+        chosen = best_wall(x.device, on_gpu)
+        kind = x.device.type
+        reason = f"best on {kind}" if chosen != "reference" else f"no fused backend for {kind} here"
+    if backend.__class__ is _Question:
+        raise _Answer(chosen, reason)
+    return chosen
+
+
+def needs_formula(*tensors: Tensor | None) -> str:
+    """Why nothing but the plain formula can take these tensors now ("where ..."); empty where kernels can.
+
+    The kernels know reverse mode, one call at a time. Tangents, batches of vmap and nested transforms would be lost on
+    them; a subclass may hold its values anywhere.
+    """
+    if transforms_active():
+        return "inside torch.func transforms and vmap"
+    if forward_ad._current_level >= 0:
+        return "inside a forward-mode level"
+    for tensor in tensors:  # a loop, not all(): this runs on every call
+        if tensor.__class__ not in _PLAIN:
+            return f"where a tensor is of the subclass {tensor.__class__.__name__}"
+    return ""
 
 
 def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
@@ -178,9 +237,6 @@ def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
 
     Between the layers of a model Python is cold, and checking every argument takes longer than a small op. An operator
     that checks as the public function does may be called at once; the checks in Python say afterwards why it refused.
-
-    Raises:
-        ValueError: as `resolve`.
     """
     return (
         x.__class__ is Tensor
@@ -188,7 +244,11 @@ def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
         and x.is_cpu
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
-        and resolve(op, x, backend) == "cpu"
+        and not transforms_active()
+        and forward_ad._current_level < 0
+        and (_forced.get() or _environment if backend == "auto" else backend) in ("auto", "cpu")
+        and _load.is_loaded("cpu")
+        and backend.__class__ is not _Question
     )
 
 
@@ -213,15 +273,19 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
 
 
 def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:
-    """The wall that a call would take, and why."""
+    """The backend that a call would take, and why."""
     if op not in OPERATORS:
         raise ValueError(f"backend_of: op: expected one of {', '.join(sorted(OPERATORS))}, got {op!r}")
-    x, wall, reason = OPERATORS[op].plan(*args, **kwargs)
-    if requested(backend) != "auto":
-        return resolve(op, x, backend), "asked for by name"
-    return wall, reason
+    try:
+        OPERATORS[op].function(*args, backend=_Question(backend), **kwargs)
+    except _Answer as answer:
+        return answer.args
+    raise AssertionError(f"{op} chose no backend")
 
 
 def backend_of(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> str:
-    """The name of the wall that `attnkernels.<op>(*args, **kwargs)` would run on, without running it."""
+    """The name of the backend that `attnkernels.<op>(*args, **kwargs)` would run on, without running it.
+
+    Takes what the function takes, and raises what it would raise.
+    """
     return plan(op, *args, backend=backend, **kwargs)[0]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..backends import needs_formula
+
 
 class _Bound:
     """The part of inspect.BoundArguments that torch reads."""
@@ -50,21 +52,61 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def differentiates_formula(*grads: Tensor | None) -> bool:
+    """Whether a backward has to go by the reference formula: its result is differentiated again, or batched (vmap)."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    return torch.is_grad_enabled() or bool(needs_formula(*grads))
+
+
 def reference_backward(
     reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
 ) -> list[Tensor | None]:
-    """Gradients by the reference formula, themselves differentiable: the double backward of a fused op.
+    """Gradients by the reference formula, themselves differentiable where grad mode is on.
 
     Args:
         reference: the op as a function of `inputs` alone.
         inputs: the saved inputs, in order; None where an optional one was not given.
         grad_output: gradient of the op's result.
     """
-    wanted = [i for i, tensor in enumerate(inputs) if tensor is not None and tensor.requires_grad]
     with torch.enable_grad():
-        output = reference(*inputs)
-    grads = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True)
+        # Inputs may be one tensor, or computed from each other. A view of each cuts the paths between them, which
+        # autograd follows itself and which would count twice here; second derivatives go through the views.
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        output = reference(*views)
+    wanted = [i for i, view in enumerate(views) if view is not None and view.requires_grad]
+    grads = torch.autograd.grad(
+        output, [views[i] for i in wanted], grad_output, create_graph=torch.is_grad_enabled(), allow_unused=True
+    )
     result: list[Tensor | None] = [None] * len(inputs)
     for i, grad in zip(wanted, grads, strict=True):
         result[i] = grad
     return result
+
+
+class Unsaved:
+    """Inputs whose values only a second derivative reads.
+
+    They are not saved as the others are: the first derivative does not mind what became of them. They must be inputs
+    that a model holds anyway, or small.
+    """
+
+    __slots__ = ("tensors", "versions")
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = tensors
+        self.versions = tuple(None if tensor is None else tensor._version for tensor in tensors)
+
+    def unchanged(self, op: str, *names: str) -> tuple[Tensor | None, ...]:
+        """The tensors, for a second derivative.
+
+        Raises:
+            RuntimeError: one has been modified in place since.
+        """
+        for tensor, version, name in zip(self.tensors, self.versions, names, strict=True):
+            if tensor is not None and tensor._version != version:
+                raise RuntimeError(
+                    f"{op}: {name}: one of the variables needed for gradient computation has been modified by an "
+                    f"inplace operation: it is at version {tensor._version}; expected version {version} instead"
+                )
+        return self.tensors

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ... import backends
 from .. import _checks
+from .._autocast import autocasts
 from .._autograd import needs_grad
 from .._registry import overload
 from . import contract, reference
@@ -30,9 +32,11 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if has_torch_function((query, key)):
+        return handle_torch_function(criss_cross_affinity, (query, key), query, key, backend=backend)
     query, key = _autocast(query, key)
     _validate_affinity(query, key)
-    wall = backends.resolve(_AFFINITY, query, backend, _on_gpu(query))
+    wall = backends.choose(_AFFINITY, query, backend, (key,), on_gpu=_on_gpu(query))
     if wall == "reference":
         return reference.criss_cross_affinity(query, key)
     if needs_grad(query, key):
@@ -55,9 +59,11 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if has_torch_function((affinity, value)):
+        return handle_torch_function(criss_cross_aggregate, (affinity, value), affinity, value, backend=backend)
     affinity, value = _autocast(affinity, value)
     _validate_aggregate(affinity, value)
-    wall = backends.resolve(_AGGREGATE, value, backend, _on_gpu(value))
+    wall = backends.choose(_AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu(value))
     if wall == "reference":
         return reference.criss_cross_aggregate(affinity, value)
     if needs_grad(affinity, value):
@@ -86,9 +92,11 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if has_torch_function((query, key, value)):
+        return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
     _validate_attention(query, key, value)
-    wall = backends.resolve(_ATTENTION, value, backend, _on_gpu(value))
+    wall = backends.choose(_ATTENTION, value, backend, (query, key), on_gpu=_on_gpu(value))
     if wall == "reference":
         return reference.criss_cross_attention(query, key, value)
     if needs_grad(query, key, value):
@@ -99,7 +107,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in its dtype, as for every matrix product; float64 is left alone, as there."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not autocasts(first):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
@@ -147,21 +155,6 @@ def _on_gpu(x: Tensor) -> tuple[str, ...]:
     return ("triton", "cuda") if x.dtype.itemsize == 2 else ("cuda", "triton")
 
 
-def _plan_affinity(query, key):
-    _validate_affinity(query, key)
-    return backends.best_plan(query, _on_gpu(query))
-
-
-def _plan_aggregate(affinity, value):
-    _validate_aggregate(affinity, value)
-    return backends.best_plan(value, _on_gpu(value))
-
-
-def _plan_attention(query, key, value):
-    _validate_attention(query, key, value)
-    return backends.best_plan(value, _on_gpu(value))
-
-
 def _example(*channels: int):
     def example(device: str) -> tuple[tuple, dict]:
         return tuple(torch.zeros(1, count, 4, 4, device=device) for count in channels), {}
@@ -169,6 +162,6 @@ def _example(*channels: int):
     return example
 
 
-backends.register(backends.Operator(_AFFINITY, _example(8, 8), _plan_affinity))
-backends.register(backends.Operator(_AGGREGATE, _example(7, 8), _plan_aggregate))
-backends.register(backends.Operator(_ATTENTION, _example(8, 8, 16), _plan_attention))
+backends.register(backends.Operator(criss_cross_affinity, _example(8, 8)))
+backends.register(backends.Operator(criss_cross_aggregate, _example(7, 8)))
+backends.register(backends.Operator(criss_cross_attention, _example(8, 8, 16)))

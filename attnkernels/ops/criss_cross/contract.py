@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._autograd import Function, reference_backward
+from .._autograd import Function, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -130,7 +130,7 @@ class AffinityFunction(Function):
 
     @staticmethod
     def backward(ctx, grad_affinity):
-        if torch.is_grad_enabled():
+        if differentiates_formula(grad_affinity):
             return *reference_backward(reference.criss_cross_affinity, ctx.saved_tensors, grad_affinity), None
         needs = _needs(ctx.needs_input_grad[:2])
         grads = overload(ctx.wall, "criss_cross_affinity_backward")(grad_affinity, *ctx.saved_tensors, needs)
@@ -151,7 +151,7 @@ class AggregateFunction(Function):
 
     @staticmethod
     def backward(ctx, grad_out):
-        if torch.is_grad_enabled():
+        if differentiates_formula(grad_out):
             return *reference_backward(reference.criss_cross_aggregate, ctx.saved_tensors, grad_out), None
         wants_affinity, wants_value = ctx.needs_input_grad[:2]
         needs = NEEDS_AFFINITY * wants_affinity | NEEDS_VALUE * wants_value
@@ -181,7 +181,7 @@ class AttentionFunction(Function):
         if grad_out is None:
             return (None,) * 4
         query, key, value, out, log_sum_exp = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if differentiates_formula(grad_out):
             return *reference_backward(reference.criss_cross_attention, (query, key, value), grad_out), None
         needs = _needs(ctx.needs_input_grad[:3])
         grads = overload(ctx.wall, "criss_cross_attention_backward")(

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ... import backends
 from .. import _checks
+from .._autocast import autocasts
 from .._autograd import needs_grad
 from .._registry import overload
 from . import contract, reference
@@ -32,8 +34,10 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
         ValueError: too few or too many branches; their shapes or devices differ; a backend that cannot run here.
     """
     op = "pooled_sum"
+    if has_torch_function(tensors := _tensors(branches)):
+        return handle_torch_function(pooled_sum, tensors, branches, backend=backend)
     branches = _validated(op, branches)
-    wall = _wall(op, branches[0], backend)
+    wall = _wall(op, branches, backend)
     if wall == "reference":
         return reference.pooled_sum(as_given(branches))
     if needs_grad(*branches):
@@ -57,9 +61,11 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
         ValueError: shapes or devices do not match; a backend that cannot run here.
     """
     op = "select_branches"
+    if has_torch_function(tensors := (*_tensors(branches), logits)):
+        return handle_torch_function(select_branches, tensors, branches, logits, backend=backend)
     branches = _validated(op, branches)
     logits = _validated_logits(op, branches, logits)
-    wall = _wall(op, branches[0], backend)
+    wall = _wall(op, branches, backend, logits)
     if wall == "reference":
         return reference.select_branches(as_given(branches), logits)
     if needs_grad(logits, *branches):
@@ -85,8 +91,10 @@ def selective_kernel(
         TypeError, ValueError: as `pooled_sum` and `select_branches`.
     """
     op = "selective_kernel"
+    if has_torch_function(tensors := _tensors(branches)):
+        return handle_torch_function(selective_kernel, tensors, branches, attention, backend=backend)
     branches = _validated(op, branches)
-    wall = _wall(op, branches[0], backend)
+    wall = _wall(op, branches, backend)
     if wall == "reference":
         logits = _validated_logits(op, branches, attention(reference.pooled_sum(as_given(branches))))
         return reference.select_branches(as_given(branches), logits)
@@ -100,13 +108,18 @@ def selective_kernel(
     return overload(wall, "select_branches")(listed(branches), logits)[0]
 
 
-def _wall(op: str, x: Tensor, backend: str) -> str:
+def _tensors(branches: Sequence[Tensor] | Tensor) -> tuple:
+    return tuple(branches) if isinstance(branches, (list, tuple)) else (branches,)
+
+
+def _wall(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | None = None) -> str:
     # Under torch.compile the plain formula is taken: Inductor makes as few passes and fuses them with their neighbours,
     # and where it changes a graph's layout it copies the inputs of an opaque op (8x128x56x56, training: contiguous 1.55
     # times the plain formula's time, channels_last 0.7 times; inference 0.9 and 0.8 times).
-    if backend == "auto" and torch.compiler.is_compiling() and backends.requested(backend) == "auto":
-        return "reference"
-    return backends.resolve(op, x, backend)
+    return backends.choose(
+        op, branches[0], backend, (logits, *branches),
+        when_compiled="torch.compile fuses the plain formula into its neighbours",
+    )  # fmt: skip
 
 
 def _validated(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
@@ -133,21 +146,11 @@ def _validated(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]
 def _validated_logits(op: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
     x = branches[0]
     count = len(branches) if x.dim() == 4 else x.shape[1]
-    if isinstance(logits, Tensor) and logits.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+    if isinstance(logits, Tensor) and logits.dtype != x.dtype and autocasts(x):
         logits = logits.to(x.dtype)
     _checks.alike(op, "logits", logits, x, "branches")
     _checks.shape(op, "logits", logits, (x.shape[0], count, x.shape[-3]))
     return logits
-
-
-def _plan(op: str, branches, logits):
-    branches = _validated(op, branches)
-    if isinstance(logits, Tensor):
-        _validated_logits(op, branches, logits)
-    x = branches[0]
-    if torch.compiler.is_compiling():
-        return x, "reference", "torch.compile fuses the plain formula into its neighbours"
-    return backends.best_plan(x)
 
 
 def _example_branches(device: str) -> list[Tensor]:
@@ -158,24 +161,12 @@ def _example_attention(pooled: Tensor) -> Tensor:
     return torch.stack([pooled, -pooled], 1)
 
 
+backends.register(backends.Operator(pooled_sum, lambda device: ((_example_branches(device),), {})))
 backends.register(
     backends.Operator(
-        "pooled_sum",
-        lambda device: ((_example_branches(device),), {}),
-        lambda branches: _plan("pooled_sum", branches, None),
+        select_branches, lambda device: ((_example_branches(device), torch.zeros(1, 2, 8, device=device)), {})
     )
 )
 backends.register(
-    backends.Operator(
-        "select_branches",
-        lambda device: ((_example_branches(device), torch.zeros(1, 2, 8, device=device)), {}),
-        lambda branches, logits: _plan("select_branches", branches, logits),
-    )
-)
-backends.register(
-    backends.Operator(
-        "selective_kernel",
-        lambda device: ((_example_branches(device), _example_attention), {}),
-        lambda branches, attention: _plan("selective_kernel", branches, None),
-    )
+    backends.Operator(selective_kernel, lambda device: ((_example_branches(device), _example_attention), {}))
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._autograd import Function, reference_backward
+from .._autograd import Function, Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -131,7 +131,7 @@ class PooledSumFunction(Function):
 
 
 class SelectBranchesFunction(Function):
-    """Saves the branches, the logits and the weights [N, M, C]."""
+    """Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
     def forward(wall, logits, *branches):
@@ -143,14 +143,16 @@ class SelectBranchesFunction(Function):
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.channels_last = is_channels_last(listed(branches)[0])
-        ctx.save_for_backward(logits, output[1], *branches)
+        ctx.logits = Unsaved(logits)
+        ctx.save_for_backward(output[1], *branches)
 
     @staticmethod
     def backward(ctx, grad_y, _):
         if grad_y is None:
             return (None,) * len(ctx.needs_input_grad)
-        logits, weights, *branches = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        weights, *branches = ctx.saved_tensors
+        if differentiates_formula(grad_y):
+            (logits,) = ctx.logits.unchanged("select_branches", "logits")
             return None, *reference_backward(_reference_select, (logits, *branches), grad_y)
         _, wants_logits, *wanted = ctx.needs_input_grad
         grad_logits = None
@@ -198,7 +200,7 @@ class OpenFunction(Function):
         if grad_y is None:
             term = None if grad_pooled is None else _pooled_term(grad_pooled, ctx.shape)
             return None, *(term if want else None for want in wanted)
-        if torch.is_grad_enabled():
+        if differentiates_formula(grad_y, grad_pooled):
             grads = _reference_grad_branches(grad_y, weights, grad_pooled)
             grads = [torch.stack(grads, 1)] if stacked else grads
         else:
@@ -209,7 +211,7 @@ class OpenFunction(Function):
 
 
 class CloseFunction(Function):
-    """select_branches after OpenFunction (which see). Saves the branches, the logits and the weights [N, M, C]."""
+    """select_branches after OpenFunction (which see). Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
     def forward(wall, grad_y_slot, weights_slot, logits, *branches):
@@ -220,15 +222,17 @@ class CloseFunction(Function):
         ctx.wall, _, _, logits, *branches = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, output[1], *branches)
+        ctx.logits = Unsaved(logits)
+        ctx.save_for_backward(output[1], *branches)
 
     @staticmethod
     def backward(ctx, grad_y, _):
         if grad_y is None:
             return (None,) * len(ctx.needs_input_grad)
-        logits, weights, *branches = ctx.saved_tensors
+        weights, *branches = ctx.saved_tensors
         grad_logits = None
-        if torch.is_grad_enabled():
+        if differentiates_formula(grad_y):
+            (logits,) = ctx.logits.unchanged("selective_kernel", "logits")
             if logits.requires_grad:
                 grad_logits = reference_backward(_reference_select, (logits, *branches), grad_y)[0]
             weights = torch.softmax(logits.to(weights.dtype), 1)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ... import backends
 from .. import _checks
+from .._autocast import autocasts
 from .._autograd import needs_grad
 from .._registry import overload
 from . import contract, reference
@@ -61,22 +63,25 @@ def squeeze_excite(
             )[0]  # fmt: skip
         except (RuntimeError, LookupError, TypeError):
             pass  # callables, or wrong arguments: what follows names them
-    # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
-    # into the one after it (an opaque op measured 0.84-0.97x on whole models).
-    if backend == "auto" and torch.compiler.is_compiling() and backends.requested(backend) == "auto":
-        wall = "reference"
-    else:
-        wall = None
-    if isinstance(x, Tensor) and torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
+    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            squeeze_excite, tensors, x, reduce_weight, reduce_bias, expand_weight, expand_bias,
+            activation=activation, gate=gate, residual=residual, output_activation=output_activation, backend=backend,
+        )  # fmt: skip
+    if isinstance(x, Tensor) and autocasts(x):
         reduce_weight, reduce_bias, expand_weight, expand_bias = (
             value.to(x.dtype) if isinstance(value, Tensor) else value
             for value in (reduce_weight, reduce_bias, expand_weight, expand_bias)
         )
     _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation)
-    if callable(activation) or callable(gate):
-        wall = _plain_pytorch_only(backend)
-    if wall is None:
-        wall = backends.resolve(_OP, x, backend)
+    # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
+    # into the one after it (an opaque op measured 0.84-0.97x on whole models).
+    wall = backends.choose(
+        _OP, x, backend, tensors,
+        only_formula="where activation or gate is a callable" if callable(activation) or callable(gate) else "",
+        when_compiled="torch.compile fuses the plain formula into its neighbours",
+    )  # fmt: skip
     if wall == "reference":
         return reference.squeeze_excite(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias,
@@ -91,13 +96,6 @@ def squeeze_excite(
         x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
         contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
     )[0]  # fmt: skip
-
-
-def _plain_pytorch_only(backend: str) -> str:
-    wanted = backends.requested(backend)
-    if wanted not in ("auto", "reference"):
-        _checks.fail(_OP, "backend", "'auto' or 'reference' where activation or gate is a callable", repr(wanted))
-    return "reference"
 
 
 def _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation):
@@ -128,19 +126,10 @@ def _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activat
     _checks.choice(_OP, "output_activation", output_activation, contract.OUTPUT_ACTIVATION)
 
 
-def _plan(x, *weights, activation="relu", gate="sigmoid", residual=None, output_activation=None):
-    _validate(x, *weights, activation, gate, residual, output_activation)
-    if callable(activation) or callable(gate):
-        return x, "reference", "activation or gate is a callable"
-    if torch.compiler.is_compiling():
-        return x, "reference", "torch.compile fuses the plain formula into its neighbours"
-    return backends.best_plan(x)
-
-
 def _example(device: str):
     x = torch.zeros(1, 8, 4, 4, device=device)
     weight = torch.zeros(8, 8, device=device)
     return (x, weight, None, weight, None), {}
 
 
-backends.register(backends.Operator(_OP, _example, _plan))
+backends.register(backends.Operator(squeeze_excite, _example))

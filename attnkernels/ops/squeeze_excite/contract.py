@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from .._autograd import Function, reference_backward
+from .._autograd import Function, Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -130,23 +128,22 @@ class SqueezeExciteFunction(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, *rest = inputs
+        x, reduce_weight, reduce_bias, expand_weight, expand_bias, _, *rest = inputs
         y, saved = output
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = rest
-        # The residual itself is needed by the double backward only, which runs the reference on the inputs.
-        keep_y = y if ctx.output_activation else None
-        ctx.save_for_backward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, keep_y, saved)
+        ctx.biases = Unsaved(reduce_bias, expand_bias)
+        ctx.save_for_backward(x, reduce_weight, expand_weight, y if ctx.output_activation else None, saved)
 
     @staticmethod
     def backward(ctx, grad_y, _):
         if grad_y is None:
             return (None,) * 10
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, y, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-            return *reference_backward(functools.partial(_reference, ctx), inputs, grad_y), None, None, None, None
+        if differentiates_formula(grad_y):
+            return *_differentiable_backward(ctx, grad_y), None, None, None, None
+        x, reduce_weight, expand_weight, y, saved = ctx.saved_tensors
+        reduce_bias, expand_bias = ctx.biases.tensors
         wanted = ctx.needs_input_grad
         needs = NEEDS_X * wanted[0] | NEEDS_WEIGHTS * any(wanted[1:5])
         if wanted[5] and ctx.output_activation:
@@ -163,8 +160,14 @@ class SqueezeExciteFunction(Function):
         return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None, None, None, None
 
 
-def _reference(ctx, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual):
-    return reference.squeeze_excite(
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias,
-        activation=ctx.activation, gate=ctx.gate, residual=residual, output_activation=ctx.output_activation,
-    )  # fmt: skip
+def _differentiable_backward(ctx, grad_y: Tensor) -> list[Tensor | None]:
+    x, reduce_weight, expand_weight, y, _ = ctx.saved_tensors
+    reduce_bias, expand_bias = ctx.biases.unchanged("squeeze_excite", "reduce_bias", "expand_bias")
+    # The residual is not saved: of it, as of y, only where the activation is open counts, which has no derivative.
+    grad_z = torch.ops.aten.threshold_backward(grad_y, y.detach(), 0) if ctx.output_activation else grad_y
+
+    def gated(*inputs: Tensor | None) -> Tensor:
+        return reference.squeeze_excite(*inputs, activation=ctx.activation, gate=ctx.gate)
+
+    grads = reference_backward(gated, (x, reduce_weight, reduce_bias, expand_weight, expand_bias), grad_z)
+    return [*grads, grad_z if ctx.needs_input_grad[5] else None]
