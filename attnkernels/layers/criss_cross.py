@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _checks, criss_cross_attention
+from ..ops.criss_cross.reference import attended
 from ._fusing import left_to_pytorch
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -51,11 +52,14 @@ class CrissCrossAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The compiler cannot do without the energies, so it gets the op as well; tracers and transforms do not know it.
-        plain = not torch.compiler.is_compiling() and left_to_pytorch(x)
         for _ in range(self.recurrence):
             query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
-            out = criss_cross_attention(query, key, value, backend="reference" if plain else "auto")
+            if torch.jit.is_scripting():
+                out = attended(query, key, value)
+            else:  # which TorchScript does not compile
+                # The compiler cannot do without the energies, so it gets the op as well; tracers do not know it.
+                plain = not torch.compiler.is_compiling() and left_to_pytorch(x)
+                out = criss_cross_attention(query, key, value, backend="reference" if plain else "auto")
             x = self.gamma * out + x
         return x
 

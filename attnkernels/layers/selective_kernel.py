@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _checks, selective_kernel
+from ..ops.selective_kernel.reference import pooled, selected
 from ._fusing import left_to_pytorch
 
 
@@ -71,6 +72,7 @@ class SelectiveKernel(nn.Module):
         if path_channels % groups or out_channels % groups:
             _checks.fail(name, "groups", f"a divisor of {path_channels} and {out_channels}", repr(groups))
         self.split_input = split_input
+        self.path_channels = path_channels
         self.paths = nn.ModuleList(
             _ConvNormAct(path_channels, out_channels, 3, stride, dilation * (size - 1) // 2, groups)
             if keep_3x3
@@ -81,9 +83,16 @@ class SelectiveKernel(nn.Module):
         self.attn = _Attention(out_channels, len(sizes), attention_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs = x.chunk(len(self.paths), 1) if self.split_input else [x] * len(self.paths)
-        branches = [path(part) for path, part in zip(self.paths, inputs, strict=True)]
-        return selective_kernel(branches, self.attn, backend="reference" if left_to_pytorch(branches[0]) else "auto")
+        if self.split_input:
+            parts = torch.split(x, self.path_channels, 1)
+            branches = [path(parts[i]) for i, path in enumerate(self.paths)]
+        else:
+            branches = [path(x) for path in self.paths]
+        if torch.jit.is_scripting():
+            return selected(branches, self.attn(pooled(branches)))
+        else:  # which TorchScript does not compile
+            backend = "reference" if left_to_pytorch(branches[0]) else "auto"
+            return selective_kernel(branches, self.attn, backend=backend)
 
 
 class SKConv(nn.Module):
@@ -130,8 +139,11 @@ class SKConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [conv(x) for conv in self.convs]
-        backend = "reference" if left_to_pytorch(branches[0]) else "auto"
-        return selective_kernel(branches, self._logits, backend=backend)
+        if torch.jit.is_scripting():
+            return selected(branches, self._logits(pooled(branches)))
+        else:  # which TorchScript does not compile
+            backend = "reference" if left_to_pytorch(branches[0]) else "auto"
+            return selective_kernel(branches, self._logits, backend=backend)
 
     def _logits(self, pooled: Tensor) -> Tensor:
         hidden = self.fc(pooled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import _checks, squeeze_excite
@@ -74,6 +75,12 @@ class SqueezeExcite(nn.Module):
         self.gate = _made("gate", gate, _GATES)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._children_in_turn(x)
+        else:  # which TorchScript does not compile
+            return self._fused(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
         y = excited(self, x)
         if y is not None:
             return y

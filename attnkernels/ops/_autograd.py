@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..backends import needs_formula
 
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 class _Bound:
     """The part of inspect.BoundArguments that torch reads."""
@@ -52,11 +54,27 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def distinct(*tensors: Tensor | None) -> Sequence[Tensor | None]:
+    """The tensors as torch.compile wants a Function's inputs: a view in the place of one that came before."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    result: list[Tensor | None] = []
+    for tensor in tensors:
+        repeated = tensor is not None and any(tensor is other for other in result)
+        result.append(tensor.view_as(tensor) if repeated else tensor)
+    return result
+
+
 def differentiates_formula(*grads: Tensor | None) -> bool:
     """Whether a backward has to go by the reference formula: its result is differentiated again, or batched (vmap)."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled()
-    return torch.is_grad_enabled() or bool(needs_formula(*grads))
+    # autograd.grad(is_grads_batched=True) has batched tensors of its own, which look like any other.
+    return (
+        torch.is_grad_enabled()
+        or bool(needs_formula(*grads))
+        or any(g is not None and _is_legacy_batched(g) for g in grads)
+    )
 
 
 def reference_backward(
@@ -95,7 +113,10 @@ class Unsaved:
 
     def __init__(self, *tensors: Tensor | None) -> None:
         self.tensors = tensors
-        self.versions = tuple(None if tensor is None else tensor._version for tensor in tensors)
+        if torch.compiler.is_compiling():  # compiled graphs have no versions, and no second derivatives
+            self.versions: tuple[int | None, ...] = (None,) * len(tensors)
+        else:
+            self.versions = tuple(None if tensor is None else tensor._version for tensor in tensors)
 
     def unchanged(self, op: str, *names: str) -> tuple[Tensor | None, ...]:
         """The tensors, for a second derivative.

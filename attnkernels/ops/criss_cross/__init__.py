@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ... import backends
 from .. import _checks
 from .._autocast import autocasts
-from .._autograd import needs_grad
+from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
 
@@ -40,7 +40,7 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
     if wall == "reference":
         return reference.criss_cross_affinity(query, key)
     if needs_grad(query, key):
-        return contract.AffinityFunction.apply(query, key, wall)
+        return contract.AffinityFunction.apply(*distinct(query, key), wall)
     return overload(wall, _AFFINITY)(query, key)
 
 
@@ -67,7 +67,7 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
     if wall == "reference":
         return reference.criss_cross_aggregate(affinity, value)
     if needs_grad(affinity, value):
-        return contract.AggregateFunction.apply(affinity, value, wall)
+        return contract.AggregateFunction.apply(*distinct(affinity, value), wall)
     return overload(wall, _AGGREGATE)(affinity, value)
 
 
@@ -100,7 +100,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
     if wall == "reference":
         return reference.criss_cross_attention(query, key, value)
     if needs_grad(query, key, value):
-        return contract.AttentionFunction.apply(query, key, value, wall)[0]
+        return contract.AttentionFunction.apply(*distinct(query, key, value), wall)[0]
     return overload(wall, _ATTENTION)(query, key, value)[0]
 
 

@@ -25,13 +25,19 @@ from torch import Tensor
 
 
 def _accumulated(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
+    return x if x.dtype == torch.float64 else x.float()
 
 
-def _equations(rank: int) -> list[tuple[str, str, str]]:
-    """Per axis, the last one first: (letters of a pixel, letters of the pixels on its line, letter of the axis)."""
-    pixel = "dhw"[5 - rank :]
-    return [(pixel, pixel.replace(axis, "j"), axis) for axis in reversed(pixel)]
+def _axes(rank: int) -> list[tuple[int, str, str]]:
+    """Of each axis, the last one first: its dimension, the energies of a pixel with the pixels j of its line, and the
+    sum of their values."""
+    if rank == 4:
+        return [(3, "nchw,nchj->nhwj", "nhwj,nchj->nchw"), (2, "nchw,ncjw->nhwj", "nhwj,ncjw->nchw")]
+    return [
+        (4, "ncdhw,ncdhj->ndhwj", "ndhwj,ncdhj->ncdhw"),
+        (3, "ncdhw,ncdjw->ndhwj", "ndhwj,ncdjw->ncdhw"),
+        (2, "ncdhw,ncjhw->ndhwj", "ndhwj,ncjhw->ncdhw"),
+    ]
 
 
 def _column_index(height: int, device: torch.device) -> Tensor:
@@ -62,20 +68,30 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "re
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
     """The pure-PyTorch twin of `attnkernels.criss_cross_attention`; `backend` is accepted and ignored."""
+    return attended(query, key, value)
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """criss_cross_attention in what torch.jit.script compiles and both ONNX exporters know."""
     q, k, v = _accumulated(query), _accumulated(key), _accumulated(value)
-    equations = _equations(query.dim())
-    energies = []
-    for pixel, line, axis in equations:
-        energy = torch.einsum(f"nc{pixel},nc{line}->n{pixel}j", q, k)
-        if axis != "w":  # the pixel itself is counted on its row
-            length = energy.shape[-1]
-            own = torch.eye(length, dtype=torch.bool, device=q.device)
-            own = own.view([length if letter == axis else 1 for letter in pixel] + [length])
-            energy = energy.masked_fill(own, -torch.inf)
+    rank = q.dim()
+    energies: list[Tensor] = []
+    sizes: list[int] = []
+    for axis, product, _ in _axes(rank):
+        energy = torch.einsum(product, q, k)
+        length = q.shape[axis]
+        if axis != rank - 1:  # the pixel itself is counted on its row
+            shape = [length if dimension == axis else 1 for dimension in range(2, rank)]
+            index = torch.arange(length, device=q.device)
+            own = (index[:, None] == index).view(shape + [length])
+            energy = energy.masked_fill(own, -float("inf"))
         energies.append(energy)
-    probabilities = torch.cat(energies, -1).softmax(-1).split([energy.shape[-1] for energy in energies], -1)
-    parts = [
-        torch.einsum(f"n{pixel}j,nc{line}->nc{pixel}", p, v)
-        for p, (pixel, line, _) in zip(probabilities, equations, strict=True)
-    ]
-    return sum(parts[1:], parts[0]).to(value.dtype)
+        sizes.append(length)
+    probabilities = torch.cat(energies, -1).softmax(-1).split(sizes, -1)
+    parts: list[Tensor] = []
+    for (_, _, weighted), probability in zip(_axes(rank), probabilities):  # noqa: B905  (strict= is not in TorchScript)
+        parts.append(torch.einsum(weighted, probability, v))
+    out = parts[0]
+    for part in parts[1:]:
+        out = out + part
+    return out.to(value.dtype)

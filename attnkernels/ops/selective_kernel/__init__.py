@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ... import backends
 from .. import _checks
 from .._autocast import autocasts
-from .._autograd import needs_grad
+from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
 from .contract import as_given, listed
@@ -41,7 +41,7 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
     if wall == "reference":
         return reference.pooled_sum(as_given(branches))
     if needs_grad(*branches):
-        return contract.PooledSumFunction.apply(wall, *branches)
+        return contract.PooledSumFunction.apply(wall, *distinct(*branches))
     return overload(wall, op)(listed(branches))
 
 
@@ -69,7 +69,7 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
     if wall == "reference":
         return reference.select_branches(as_given(branches), logits)
     if needs_grad(logits, *branches):
-        return contract.SelectBranchesFunction.apply(wall, logits, *branches)[0]
+        return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
     return overload(wall, op)(listed(branches), logits)[0]
 
 
@@ -91,20 +91,21 @@ def selective_kernel(
         TypeError, ValueError: as `pooled_sum` and `select_branches`.
     """
     op = "selective_kernel"
-    if has_torch_function(tensors := _tensors(branches)):
-        return handle_torch_function(selective_kernel, tensors, branches, attention, backend=backend)
+    if has_torch_function(_tensors(branches)):  # each half goes by the override; `attention` is no argument of one
+        return select_branches(branches, attention(pooled_sum(branches, backend=backend)), backend=backend)
     branches = _validated(op, branches)
     wall = _wall(op, branches, backend)
     if wall == "reference":
         logits = _validated_logits(op, branches, attention(reference.pooled_sum(as_given(branches))))
         return reference.select_branches(as_given(branches), logits)
     if needs_grad(*branches):
+        branches = distinct(*branches)
         pooled, *slots = contract.OpenFunction.apply(wall, *branches)
         logits = _validated_logits(op, branches, attention(pooled))
         return contract.CloseFunction.apply(wall, *slots, logits, *branches)[0]
     logits = _validated_logits(op, branches, attention(overload(wall, "pooled_sum")(listed(branches))))
     if needs_grad(logits):
-        return contract.SelectBranchesFunction.apply(wall, logits, *branches)[0]
+        return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
     return overload(wall, "select_branches")(listed(branches), logits)[0]
 
 

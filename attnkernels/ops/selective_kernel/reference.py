@@ -26,23 +26,31 @@ def branch_list(branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     return branches.unbind(1) if isinstance(branches, Tensor) else branches
 
 
-def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is accepted and ignored."""
-    first, *others = branch_list(branches)
-    total = first
-    for branch in others:
+def pooled(branches: list[Tensor]) -> Tensor:
+    """pooled_sum in what torch.jit.script compiles."""
+    total = branches[0]
+    for branch in branches[1:]:
         total = total + branch
     return total.mean((2, 3))
 
 
+def selected(branches: list[Tensor], logits: Tensor) -> Tensor:
+    """select_branches in what torch.jit.script compiles."""
+    weights = torch.softmax(logits, 1)[:, :, :, None, None].unbind(1)
+    result = branches[0] * weights[0]
+    for branch, weight in zip(branches[1:], weights[1:]):  # noqa: B905  (strict= is not in TorchScript)
+        result = result + branch * weight
+    return result
+
+
+def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is accepted and ignored."""
+    return pooled(list(branch_list(branches)))
+
+
 def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "reference") -> Tensor:
     """The pure-PyTorch twin of `attnkernels.select_branches`; `backend` is accepted and ignored."""
-    weights = torch.softmax(logits, 1)[:, :, :, None, None].unbind(1)
-    first, *others = zip(branch_list(branches), weights, strict=True)
-    selected = first[0] * first[1]
-    for branch, weight in others:
-        selected = selected + branch * weight
-    return selected
+    return selected(list(branch_list(branches)), logits)
 
 
 def selective_kernel(

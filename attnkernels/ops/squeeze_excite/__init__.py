@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ... import backends
 from .. import _checks
 from .._autocast import autocasts
-from .._autograd import needs_grad
+from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
 
@@ -89,7 +89,7 @@ def squeeze_excite(
         )  # fmt: skip
     if needs_grad(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual):
         return contract.SqueezeExciteFunction.apply(
-            x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
+            *distinct(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual),
             activation, gate, output_activation, wall,
         )[0]  # fmt: skip
     return overload(wall, _OP)(
