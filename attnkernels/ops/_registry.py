@@ -22,6 +22,7 @@ _NAMESPACE = {
     "triton": "attnkernels_triton",
     "emulated": "attnkernels_emulated",
 }
+NAMESPACES = tuple(dict.fromkeys(_NAMESPACE.values()))
 _overloads: dict[tuple[str, str], Any] = {}
 
 
@@ -39,7 +40,7 @@ def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> Non
         fake: shape function, the same for every wall.
         triton: "module:function" of the Triton launcher, imported at its first call.
     """
-    for namespace in dict.fromkeys(_NAMESPACE.values()):
+    for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(qualified, fake)
