@@ -13,7 +13,6 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from . import _load
+from . import _forced, _load
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
@@ -49,7 +48,6 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
-_forced: ContextVar[str] = ContextVar("attnkernels_backend", default="")
 
 
 def register(operator: Operator) -> None:
@@ -67,7 +65,11 @@ _environment = _checked(os.environ.get("ATTNKERNELS_BACKEND", "auto") or "auto",
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Take this wall for every call inside the `with` block (a call's own `backend=` still wins).
+    """Take this backend for every call inside the `with` block (a call's own `backend=` still wins).
+
+    The backward of a call takes the call's backend, wherever it runs. So does what torch.utils.checkpoint recomputes
+    with use_reentrant=False; the reentrant kind knows nothing of the forward but its inputs, and takes the backend that
+    is asked for around the backward.
 
     Args:
         name: "auto", "cpu", "cuda", "triton" or "reference".
@@ -75,11 +77,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: the name is none of these. Whether the wall can run is decided by each call.
     """
-    token = _forced.set(_checked(name, "use_backend"))
+    token = _forced.enter(_checked(name, "use_backend"))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.leave(token)
 
 
 @functools.cache
@@ -148,14 +150,14 @@ def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
     return "reference"
 
 
-forced = _forced.get  # what use_backend asks for here; "" for nothing
+forced = _forced.current  # what use_backend asks for here; "" for nothing
 
 
 def requested(backend: str) -> str:
     """The backend that counts for a call made with `backend=`."""
     if backend != "auto":
         return _checked(backend, "backend")
-    return _forced.get() or _environment
+    return _forced.of_call() or _environment
 
 
 class _Question(str):
@@ -246,7 +248,7 @@ def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not transforms_active()
         and forward_ad._current_level < 0
-        and (_forced.get() or _environment if backend == "auto" else backend) in ("auto", "cpu")
+        and (forced() or _environment if backend == "auto" else backend) in ("auto", "cpu")
         and _load.is_loaded("cpu")
         and backend.__class__ is not _Question
     )
