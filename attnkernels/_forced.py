@@ -11,6 +11,7 @@ import weakref
 from contextvars import ContextVar, Token
 
 import torch
+from torch.compiler import is_dynamo_compiling
 from torch.utils import checkpoint
 
 _CHECKPOINT = checkpoint._CheckpointFrame
@@ -58,7 +59,7 @@ def _checkpoint() -> tuple[object | None, bool]:
 def of_call() -> str:
     """The backend asked for where a call with "auto" is made here; "" for none."""
     forced = _forced.get()
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if is_dynamo_compiling() or not torch.is_grad_enabled():
         return forced
     if not forced and torch._C._current_graph_task_id() != -1 and torch._C._is_key_in_tls("context"):
         # In autograd's worker threads: the context of the thread that called backward.

@@ -26,7 +26,7 @@ from . import _forced, _load
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
+PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -209,12 +209,15 @@ def choose(
         chosen, reason = "reference", when_compiled
     elif compiling and torch.compiler.is_exporting():
         chosen, reason = "reference", "an exported program is to load where this library is not installed"
+    elif x.is_cpu and _load.is_loaded("cpu"):
+        chosen, reason = "cpu", "best on cpu"
     else:
-        chosen = best_wall(x.device, on_gpu)
-        kind = x.device.type
-        reason = f"best on {kind}" if chosen != "reference" else f"no fused backend for {kind} here"
+        chosen, reason = best_wall(x.device, on_gpu), ""
     if backend.__class__ is _Question:
-        raise _Answer(chosen, reason)
+        kind = x.device.type
+        raise _Answer(
+            chosen, reason or (f"best on {kind}" if chosen != "reference" else f"no fused backend for {kind} here")
+        )
     return chosen
 
 
@@ -229,7 +232,7 @@ def needs_formula(*tensors: Tensor | None) -> str:
     if forward_ad._current_level >= 0:
         return "inside a forward-mode level"
     for tensor in tensors:  # a loop, not all(): this runs on every call
-        if tensor.__class__ not in _PLAIN:
+        if tensor.__class__ not in PLAIN:
             return f"where a tensor is of the subclass {tensor.__class__.__name__}"
     return ""
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
-from ..backends import needs_formula
+from ..backends import PLAIN, transforms_active
 
-_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+# Names of this module: each call of a function looks them up.
+_grad_enabled = torch.is_grad_enabled
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class _Bound:
@@ -56,7 +60,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 def distinct(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     """The tensors as torch.compile wants a Function's inputs: a view in the place of one that came before."""
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         return tensors
     result: list[Tensor | None] = []
     for tensor in tensors:
@@ -65,16 +69,12 @@ def distinct(*tensors: Tensor | None) -> Sequence[Tensor | None]:
     return result
 
 
-def differentiates_formula(*grads: Tensor | None) -> bool:
+def differentiates_formula(grad: Tensor) -> bool:
     """Whether a backward has to go by the reference formula: its result is differentiated again, or batched (vmap)."""
-    if torch.compiler.is_compiling():
-        return torch.is_grad_enabled()
+    if _grad_enabled() or is_dynamo_compiling():
+        return _grad_enabled()
     # autograd.grad(is_grads_batched=True) has batched tensors of its own, which look like any other.
-    return (
-        torch.is_grad_enabled()
-        or bool(needs_formula(*grads))
-        or any(g is not None and _is_legacy_batched(g) for g in grads)
-    )
+    return transforms_active() or forward_ad._current_level >= 0 or grad.__class__ not in PLAIN or _is_batched(grad)
 
 
 def reference_backward(
@@ -113,10 +113,10 @@ class Unsaved:
 
     def __init__(self, *tensors: Tensor | None) -> None:
         self.tensors = tensors
-        if torch.compiler.is_compiling():  # compiled graphs have no versions, and no second derivatives
+        if is_dynamo_compiling():  # compiled graphs have no versions, and no second derivatives
             self.versions: tuple[int | None, ...] = (None,) * len(tensors)
         else:
-            self.versions = tuple(None if tensor is None else tensor._version for tensor in tensors)
+            self.versions = tuple([None if tensor is None else tensor._version for tensor in tensors])
 
     def unchanged(self, op: str, *names: str) -> tuple[Tensor | None, ...]:
         """The tensors, for a second derivative.

@@ -200,7 +200,7 @@ class OpenFunction(Function):
         if grad_y is None:
             term = None if grad_pooled is None else _pooled_term(grad_pooled, ctx.shape)
             return None, *(term if want else None for want in wanted)
-        if differentiates_formula(grad_y, grad_pooled):
+        if differentiates_formula(grad_y) or (grad_pooled is not None and differentiates_formula(grad_pooled)):
             grads = _reference_grad_branches(grad_y, weights, grad_pooled)
             grads = [torch.stack(grads, 1)] if stacked else grads
         else:
