@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,37 +14,6 @@ from ..backends import PLAIN, transforms_active
 # Names of this module: each call of a function looks them up.
 _grad_enabled = torch.is_grad_enabled
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-
-
-class _Bound:
-    """The part of inspect.BoundArguments that torch reads."""
-
-    __slots__ = ("args", "kwargs")
-
-    def __init__(self, args: tuple) -> None:
-        self.args, self.kwargs = args, {}
-
-    def apply_defaults(self) -> None:
-        pass
-
-
-class _Positional(inspect.Signature):
-    """What is given, as it is given: nothing to match with names, no defaults to fill in."""
-
-    def bind(self, *args) -> _Bound:
-        return _Bound(args)
-
-
-class Function(torch.autograd.Function):
-    """An autograd.Function whose `forward` has positional parameters alone, none with a default.
-
-    For one with `setup_context`, torch calls inspect.signature(forward).bind(...) on every `apply`, to fill in
-    defaults: 30-50 us, half of what a small layer's forward takes.
-    """
-
-    def __init_subclass__(cls, **kwargs) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.forward.__signature__ = _Positional()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._autograd import Function, differentiates_formula, reference_backward
+from .._autograd import differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -116,17 +116,14 @@ def _wanted(grads, needs: int) -> list[Tensor | None]:
     return [grad if needs >> i & 1 else None for i, grad in enumerate(grads)]
 
 
-class AffinityFunction(Function):
+class AffinityFunction(torch.autograd.Function):
     """Saves query and key."""
 
     @staticmethod
-    def forward(query, key, wall):
-        return overload(wall, "criss_cross_affinity")(query, key)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        query, key, ctx.wall = inputs
+    def forward(ctx, query, key, wall):
+        ctx.wall = wall
         ctx.save_for_backward(query, key)
+        return overload(wall, "criss_cross_affinity")(query, key)
 
     @staticmethod
     def backward(ctx, grad_affinity):
@@ -137,17 +134,14 @@ class AffinityFunction(Function):
         return *_wanted(grads, needs), None
 
 
-class AggregateFunction(Function):
+class AggregateFunction(torch.autograd.Function):
     """Saves affinity and value."""
 
     @staticmethod
-    def forward(affinity, value, wall):
-        return overload(wall, "criss_cross_aggregate")(affinity, value)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        affinity, value, ctx.wall = inputs
+    def forward(ctx, affinity, value, wall):
+        ctx.wall = wall
         ctx.save_for_backward(affinity, value)
+        return overload(wall, "criss_cross_aggregate")(affinity, value)
 
     @staticmethod
     def backward(ctx, grad_out):
@@ -161,20 +155,17 @@ class AggregateFunction(Function):
         return grad_affinity if wants_affinity else None, grad_value if wants_value else None, None
 
 
-class AttentionFunction(Function):
+class AttentionFunction(torch.autograd.Function):
     """Saves query, key, value, out and the log-sum-exp of each pixel's energies; the backward recomputes the rest."""
 
     @staticmethod
-    def forward(query, key, value, wall):
-        return overload(wall, "criss_cross_attention")(query, key, value)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        query, key, value, ctx.wall = inputs
-        out, log_sum_exp = output
+    def forward(ctx, query, key, value, wall):
+        out, log_sum_exp = overload(wall, "criss_cross_attention")(query, key, value)
+        ctx.wall = wall
         ctx.mark_non_differentiable(log_sum_exp)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, key, value, out, log_sum_exp)
+        return out, log_sum_exp
 
     @staticmethod
     def backward(ctx, grad_out, _):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._autograd import Function, Unsaved, differentiates_formula, reference_backward
+from .._autograd import Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -113,16 +113,13 @@ def _pooled_term(grad_pooled: Tensor, shape: Sequence[int]) -> Tensor:
     return (term if len(shape) == 4 else term[:, None]).expand(shape)
 
 
-class PooledSumFunction(Function):
+class PooledSumFunction(torch.autograd.Function):
     """Saves nothing; the gradient of every branch is one [N, C] tensor, expanded."""
 
     @staticmethod
-    def forward(wall, *branches):
+    def forward(ctx, wall, *branches):
+        ctx.shape = branches[0].shape
         return overload(wall, "pooled_sum")(listed(branches))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.shape = inputs[1].shape
 
     @staticmethod
     def backward(ctx, grad_pooled):
@@ -130,21 +127,19 @@ class PooledSumFunction(Function):
         return None, *(term if want else None for want in ctx.needs_input_grad[1:])
 
 
-class SelectBranchesFunction(Function):
+class SelectBranchesFunction(torch.autograd.Function):
     """Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
-    def forward(wall, logits, *branches):
-        return overload(wall, "select_branches")(listed(branches), logits)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.wall, logits, *branches = inputs
-        ctx.mark_non_differentiable(output[1])
+    def forward(ctx, wall, logits, *branches):
+        one_by_one = listed(branches)
+        y, weights = overload(wall, "select_branches")(one_by_one, logits)
+        ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
-        ctx.channels_last = is_channels_last(listed(branches)[0])
+        ctx.wall, ctx.channels_last = wall, is_channels_last(one_by_one[0])
         ctx.logits = Unsaved(logits)
-        ctx.save_for_backward(output[1], *branches)
+        ctx.save_for_backward(weights, *branches)
+        return y, weights
 
     @staticmethod
     def backward(ctx, grad_y, _):
@@ -166,7 +161,7 @@ class SelectBranchesFunction(Function):
         return None, grad_logits, *(grad if want else None for grad, want in zip(grad_branches, wanted, strict=True))
 
 
-class OpenFunction(Function):
+class OpenFunction(torch.autograd.Function):
     """pooled_sum with two more results, through which CloseFunction sends it all that the branches' gradient needs.
 
     A branch's gradient has two terms, a_m dV from the selection and ds / (H W) from the pooling, and ds is known only
@@ -178,20 +173,15 @@ class OpenFunction(Function):
     """
 
     @staticmethod
-    def forward(wall, *branches):
+    def forward(ctx, wall, *branches):
         one_by_one = listed(branches)
         x, count = one_by_one[0], len(one_by_one)
+        ctx.set_materialize_grads(False)
+        ctx.wall, ctx.shape, ctx.channels_last = wall, branches[0].shape, is_channels_last(x)
         pooled = overload(wall, "pooled_sum")(one_by_one)
         grad_y_slot = x.new_zeros(()).expand(x.shape)
         weights_slot = x.new_zeros((), dtype=accumulation_dtype(x.dtype)).expand(x.shape[0], count, x.shape[1])
         return pooled, grad_y_slot, weights_slot
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.wall, *branches = inputs
-        ctx.set_materialize_grads(False)
-        ctx.shape = branches[0].shape
-        ctx.channels_last = is_channels_last(listed(branches)[0])
 
     @staticmethod
     def backward(ctx, grad_pooled, grad_y, weights):
@@ -210,20 +200,18 @@ class OpenFunction(Function):
         return None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 
-class CloseFunction(Function):
+class CloseFunction(torch.autograd.Function):
     """select_branches after OpenFunction (which see). Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
-    def forward(wall, grad_y_slot, weights_slot, logits, *branches):
-        return overload(wall, "select_branches")(listed(branches), logits)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.wall, _, _, logits, *branches = inputs
-        ctx.mark_non_differentiable(output[1])
+    def forward(ctx, wall, grad_y_slot, weights_slot, logits, *branches):
+        y, weights = overload(wall, "select_branches")(listed(branches), logits)
+        ctx.wall = wall
+        ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
         ctx.logits = Unsaved(logits)
-        ctx.save_for_backward(output[1], *branches)
+        ctx.save_for_backward(weights, *branches)
+        return y, weights
 
     @staticmethod
     def backward(ctx, grad_y, _):

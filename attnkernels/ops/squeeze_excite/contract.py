@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._autograd import Function, Unsaved, differentiates_formula, reference_backward
+from .._autograd import Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -114,27 +114,24 @@ torch.library.define(
 torch.library.register_fake("attnkernels::batch_norm_squeeze_excite_", _on_one_device)
 
 
-class SqueezeExciteFunction(Function):
+class SqueezeExciteFunction(torch.autograd.Function):
     """Saves x, the weights and O(N C) numbers; y too where the output activation needs its sign."""
 
     @staticmethod
     def forward(
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation, wall
-    ):
-        return overload(wall, "squeeze_excite")(
+        ctx, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
+        activation, gate, output_activation, wall,
+    ):  # fmt: skip
+        y, saved = overload(wall, "squeeze_excite")(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation],
         )  # fmt: skip
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, _, *rest = inputs
-        y, saved = output
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
-        ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = rest
+        ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = activation, gate, output_activation, wall
         ctx.biases = Unsaved(reduce_bias, expand_bias)
-        ctx.save_for_backward(x, reduce_weight, expand_weight, y if ctx.output_activation else None, saved)
+        ctx.save_for_backward(x, reduce_weight, expand_weight, y if output_activation else None, saved)
+        return y, saved
 
     @staticmethod
     def backward(ctx, grad_y, _):
