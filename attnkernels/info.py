@@ -50,8 +50,11 @@ def collect() -> dict[str, Any]:
         operators[name] = {}
         for device in devices:
             args, kwargs = operator.example(device)
-            wall, reason = backends.plan(name, *args, **kwargs)
-            operators[name][device] = {"backend": wall, "reason": reason}
+            try:
+                backend, reason = backends.plan(name, *args, **kwargs)
+            except ValueError as error:  # a backend that is forced and cannot run here
+                backend, reason = "none", str(error)
+            operators[name][device] = {"backend": backend, "reason": reason}
     cpu = _library("cpu", record)
     if cpu["loaded"]:
         cpu["instructions"] = torch.ops.attnkernels.simd_level()
