@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from ..backends import PLAIN, transforms_active
+from ._autocast import without_autocast
 
 # Names of this module: each call of a function looks them up.
 _grad_enabled = torch.is_grad_enabled
@@ -55,15 +56,16 @@ def reference_backward(
         inputs: the saved inputs, in order; None where an optional one was not given.
         grad_output: gradient of the op's result.
     """
-    with torch.enable_grad():
-        # Inputs may be one tensor, or computed from each other. A view of each cuts the paths between them, which
-        # autograd follows itself and which would count twice here; second derivatives go through the views.
-        views = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-        output = reference(*views)
-    wanted = [i for i, view in enumerate(views) if view is not None and view.requires_grad]
-    grads = torch.autograd.grad(
-        output, [views[i] for i in wanted], grad_output, create_graph=torch.is_grad_enabled(), allow_unused=True
-    )
+    with without_autocast(grad_output):
+        with torch.enable_grad():
+            # Inputs may be one tensor, or computed from each other. A view of each cuts the paths between them, which
+            # autograd follows itself and which would count twice here; second derivatives go through the views.
+            views = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+            output = reference(*views)
+        wanted = [i for i, view in enumerate(views) if view is not None and view.requires_grad]
+        grads = torch.autograd.grad(
+            output, [views[i] for i in wanted], grad_output, create_graph=torch.is_grad_enabled(), allow_unused=True
+        )
     result: list[Tensor | None] = [None] * len(inputs)
     for i, grad in zip(wanted, grads, strict=True):
         result[i] = grad

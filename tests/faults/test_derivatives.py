@@ -61,6 +61,19 @@ def test_a_second_backward_of_one_graph(case, backend, device):
         torch.testing.assert_close(a, b.detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("case", "backend", "device"), [p for p in CALLS if "plain" in p.id])
+def test_a_recorded_backward_under_autocast(case, backend, device):
+    """Autocast where the gradient is taken changes nothing: it belongs to the forward."""
+    leaves, call = wired(case, torch.float32, independent, device)
+    output = call(leaves, backend)
+    options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+    want = torch.autograd.grad(output, leaves, weights_like(output, 1), **options)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got = torch.autograd.grad(output, leaves, weights_like(output, 1), **options)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_query_and_key_are_one_tensor():
     q, v = torch.randn(1, 3, 4, 5, dtype=torch.float64), torch.randn(1, 6, 4, 5, dtype=torch.float64)
     q.requires_grad_()

@@ -8,6 +8,8 @@ import pytest
 import torch
 from faults.wiring import connected, independent, weights_like, wired
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnkernels
 from attnkernels import layers, testing
@@ -160,6 +162,41 @@ def test_subclasses_are_kept(case):
     got = call([leaf.detach().as_subclass(Wrapped) for leaf in leaves], "auto")
     assert type(got) is Wrapped
     torch.testing.assert_close(got.as_subclass(torch.Tensor), want.detach())
+
+
+class SeesFunctions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class SeesOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.seen.append(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("mode", [SeesFunctions, SeesOperators])
+@pytest.mark.parametrize("case", ONE_PER_OP, ids=str)
+def test_modes_see_the_call_and_change_nothing(case, mode, grad_mode):
+    leaves, call = wired(case, torch.float64, independent)
+    with torch.set_grad_enabled(grad_mode):
+        want = call(leaves, "auto")
+        with mode() as active:
+            got = call(leaves, "auto")
+    assert active.seen
+    assert torch.equal(got, want)
+    if grad_mode:
+        assert_same(grads_batched(lambda *x: got, leaves), grads_batched(lambda *x: want, leaves))
 
 
 def _layers():
