@@ -20,6 +20,8 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,6 +103,16 @@ def programs() -> list[str]:
     return sorted(path.stem for path in PROGRAMS.glob("*.cpp"))
 
 
+def _escaped(path: Path) -> str:
+    """A path as ninja reads it in a build statement."""
+    return re.sub(r"[$ :]", r"$\g<0>", str(path))
+
+
+def _quoted(flags: list[str]) -> str:
+    """Flags as ninja hands them to the shell."""
+    return shlex.join(flags).replace("$", "$$")
+
+
 class NinjaFile:
     """The statements of a build.ninja, object files shared between targets."""
 
@@ -113,7 +125,7 @@ class NinjaFile:
         root = self.csrc.parent if source.is_relative_to(self.csrc) else ROOT
         target = self.folder / "objects" / f"{source.relative_to(root)}.o"
         flags = [*COMMON, *self.flags.flags, *(flag for group in groups for flag in group), *self.includes]
-        self.statements[target] = f"build {target}: compile {source}\n  flags = {' '.join(flags)}\n"
+        self.statements[target] = f"build {_escaped(target)}: compile {_escaped(source)}\n  flags = {_quoted(flags)}\n"
         return target
 
     def kernels(self, rooms: list[str]) -> list[Path]:
@@ -128,8 +140,8 @@ class NinjaFile:
 
     def link(self, target: Path, objects: list[Path], *groups: list[str]) -> None:
         flags = [*self.flags.link, *(flag for group in groups for flag in group), "-lboost_context"]
-        inputs = " ".join(map(str, objects))
-        self.statements[target] = f"build {target}: link {inputs}\n  flags = {' '.join(flags)}\n"
+        inputs = " ".join(map(_escaped, objects))
+        self.statements[target] = f"build {_escaped(target)}: link {inputs}\n  flags = {_quoted(flags)}\n"
 
     def module(self, target: str) -> None:
         import pybind11

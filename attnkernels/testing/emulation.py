@@ -202,7 +202,7 @@ def with_lines(report: str) -> str:
         found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
         return place.group(0) if found.startswith("?") or not found else f"({found})"
 
-    return re.sub(r"\((/\S+)\+(0x[0-9a-f]+)\)", line, report)
+    return re.sub(r"\((/[^()\n]+)\+(0x[0-9a-f]+)\)", line, report)  # the path may hold blanks
 
 
 def why_unavailable() -> str:
