@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from . import _forced, _load
 
@@ -219,6 +220,18 @@ def choose(
             chosen, reason or (f"best on {kind}" if chosen != "reference" else f"no fused backend for {kind} here")
         )
     return chosen
+
+
+def overridden(tensors: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments answers a function by `__torch_function__` (a tracer's proxy, a subclass).
+
+    A mode does not: the function runs in it, and the mode sees the operators.
+    """
+    if has_torch_function(tensors):
+        for tensor in tensors:
+            if tensor.__class__ not in PLAIN:
+                return True
+    return False
 
 
 def needs_formula(*tensors: Tensor | None) -> str:

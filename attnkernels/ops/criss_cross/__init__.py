@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from ... import backends
 from .. import _checks
@@ -32,7 +32,7 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if has_torch_function((query, key)):
+    if backends.overridden((query, key)):
         return handle_torch_function(criss_cross_affinity, (query, key), query, key, backend=backend)
     query, key = _autocast(query, key)
     _validate_affinity(query, key)
@@ -59,7 +59,7 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if has_torch_function((affinity, value)):
+    if backends.overridden((affinity, value)):
         return handle_torch_function(criss_cross_aggregate, (affinity, value), affinity, value, backend=backend)
     affinity, value = _autocast(affinity, value)
     _validate_aggregate(affinity, value)
@@ -92,7 +92,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if has_torch_function((query, key, value)):
+    if backends.overridden((query, key, value)):
         return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
     _validate_attention(query, key, value)

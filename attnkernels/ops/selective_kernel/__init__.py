@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from ... import backends
 from .. import _checks
@@ -34,7 +34,7 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
         ValueError: too few or too many branches; their shapes or devices differ; a backend that cannot run here.
     """
     op = "pooled_sum"
-    if has_torch_function(tensors := _tensors(branches)):
+    if backends.overridden(tensors := _tensors(branches)):
         return handle_torch_function(pooled_sum, tensors, branches, backend=backend)
     branches = _validated(op, branches)
     wall = _wall(op, branches, backend)
@@ -61,7 +61,7 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
         ValueError: shapes or devices do not match; a backend that cannot run here.
     """
     op = "select_branches"
-    if has_torch_function(tensors := (*_tensors(branches), logits)):
+    if backends.overridden(tensors := (*_tensors(branches), logits)):
         return handle_torch_function(select_branches, tensors, branches, logits, backend=backend)
     branches = _validated(op, branches)
     logits = _validated_logits(op, branches, logits)
@@ -91,7 +91,7 @@ def selective_kernel(
         TypeError, ValueError: as `pooled_sum` and `select_branches`.
     """
     op = "selective_kernel"
-    if has_torch_function(_tensors(branches)):  # each half goes by the override; `attention` is no argument of one
+    if backends.overridden(_tensors(branches)):  # each half goes by the override; `attention` is no argument of one
         return select_branches(branches, attention(pooled_sum(branches, backend=backend)), backend=backend)
     branches = _validated(op, branches)
     wall = _wall(op, branches, backend)

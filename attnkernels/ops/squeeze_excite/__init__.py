@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from ... import backends
 from .. import _checks
@@ -64,7 +64,7 @@ def squeeze_excite(
         except (RuntimeError, LookupError, TypeError):
             pass  # callables, or wrong arguments: what follows names them
     tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-    if has_torch_function(tensors):
+    if backends.overridden(tensors):
         return handle_torch_function(
             squeeze_excite, tensors, x, reduce_weight, reduce_bias, expand_weight, expand_bias,
             activation=activation, gate=gate, residual=residual, output_activation=output_activation, backend=backend,
