@@ -75,13 +75,13 @@ __device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>
   }
 }
 
-// Maps the slab's channels, from the copies in shared memory; x: the whole map.
+// Maps the slab's channels, from the copies in shared memory; first: x of its first element, of planes.
 template <bool kChannelsLast, class T, class Map>
-__device__ void map_slab(const Map& map, const T* x, const Shape& shape, const Slab<T>& slab,
+__device__ void map_slab(const Map& map, const T* first, const Shape& shape, const Slab<T>& slab,
                          const accumulate_t<T>* shift) {
   const accumulate_t<T>* const scale = slab.scale;
   const int pixels = int(shape.pixels), count = int(slab.count);
-  const T* const copies = copies_of<kChannelsLast>(slab, x + (slab.n * shape.channels + slab.first) * shape.pixels);
+  const T* const copies = copies_of<kChannelsLast>(slab, first);
   Map tile = map.moved(slab.first * (kChannelsLast ? 1 : pixels));
   tile.copy = copies;
   if constexpr (!kChannelsLast) {
@@ -144,7 +144,8 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
   const ScaleMap<T> map{nullptr,     a.residual ? a.residual + offset : nullptr,         a.y + offset,
                         nullptr,     shape.output_activation == OutputActivation::kRelu, a.output_reuse,
                         a.vectorised};
-  map_slab<kChannelsLast>(map, a.x, shape, slab, static_cast<const Sum*>(nullptr));
+  map_slab<kChannelsLast>(map, a.x + offset + slab.first * int(shape.pixels), shape, slab,
+                          static_cast<const Sum*>(nullptr));
 #endif
 }
 
@@ -196,7 +197,8 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
                    });
   const GradMap<T> map{nullptr, nullptr,        a.grad_x + offset, a.grad_residual ? a.grad_residual + offset : nullptr,
                        nullptr, a.output_reuse, a.map_vectorised};
-  map_slab<kChannelsLast>(map, a.x, shape, slab, static_cast<const Sum*>(slab.means));
+  map_slab<kChannelsLast>(map, a.x + (slab.n * shape.channels + slab.first) * shape.pixels, shape, slab,
+                          static_cast<const Sum*>(slab.means));
 #endif
 }
 
