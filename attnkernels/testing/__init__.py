@@ -1,23 +1,32 @@
-"""What the test-suite, the sanitizer runs and the benchmarks share: the ops' cases and the accuracy rule."""
+"""What the suite, the sanitizer runs and the benchmarks share: cases, the accuracy rule, where operands lie."""
 
 from ._accuracy import TOLERANCES, Tolerance, assert_close_to_float64, uninitialized_is_nan
 from ._cases import CASES, DTYPES, LAYOUTS, OpCase, cases, gradients, in_float64, map_tensors, run, tensors_of
-from ._check import check_against_float64
+from ._check import check_against_float64, check_results
+from ._placement import OFFSETS, Offsets, Operand, PlacedCase, Placement, placed, places
 from ._walls import walls
 
 __all__ = [
     "CASES",
     "DTYPES",
     "LAYOUTS",
+    "OFFSETS",
     "TOLERANCES",
+    "Offsets",
     "OpCase",
+    "Operand",
+    "PlacedCase",
+    "Placement",
     "Tolerance",
     "assert_close_to_float64",
     "cases",
     "check_against_float64",
+    "check_results",
     "gradients",
     "in_float64",
     "map_tensors",
+    "placed",
+    "places",
     "run",
     "tensors_of",
     "uninitialized_is_nan",

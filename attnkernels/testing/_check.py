@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 import attnkernels
 
@@ -19,10 +22,18 @@ def check_against_float64(case: OpCase, wall: str, device: str, dtype: torch.dty
     assert attnkernels.backend_of(case.op, *args, **kwargs, backend=wall) == wall
     args64, kwargs64 = in_float64((args, kwargs))
     want, want_grads, _ = gradients(case.op, args64, kwargs64, "reference", grad_output.double().cpu())
-    assert_close_to_float64(output, want, "output", rounded_inside=case.rounded_inside(wall, dtype))
+    check_results(case, wall, output, grads, want, want_grads)
+
+
+def check_results(
+    case: OpCase, backend: str, output: Tensor, grads: Sequence[Tensor], want: Tensor, want_grads: Sequence[Tensor]
+) -> None:
+    """Hold the output and the gradients that a backend gave for a case to those of the reference in float64."""
+    dtype = output.dtype
+    assert_close_to_float64(output, want, "output", rounded_inside=case.rounded_inside(backend, dtype))
     largest = max((grad.abs().max().item() for grad in want_grads if grad.numel()), default=0.0)
     for i, (grad, want_grad) in enumerate(zip(grads, want_grads, strict=True)):
         assert_close_to_float64(
             grad, want_grad, f"gradient of tensor argument {i}",
-            rounded_inside=case.rounded_inside(wall, dtype, i), largest=largest if i in case.through_output else 0.0,
+            rounded_inside=case.rounded_inside(backend, dtype, i), largest=largest if i in case.through_output else 0.0,
         )  # fmt: skip

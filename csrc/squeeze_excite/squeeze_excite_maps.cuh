@@ -24,8 +24,6 @@ struct PoolSource {
 
   __device__ int misaligned() const { return misalignment(x); }
   __device__ PoolSource moved(int64_t offset) const { return {x + offset, vectorised, kept ? kept + offset : nullptr}; }
-  // This source, keeping copies that are aligned as the elements are.
-  __device__ PoolSource keeping(T* buffer) const { return {x, vectorised, buffer + misaligned()}; }
 
   template <int kW>
   __device__ Vector<T, kW> fetch(int64_t i, int) const {
@@ -71,7 +69,6 @@ struct GradSource {
   __device__ GradSource moved(int64_t offset) const {
     return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised, kept ? kept + offset : nullptr};
   }
-  __device__ GradSource keeping(T* buffer) const { return {grad_y, x, y, vectorised, buffer + misaligned()}; }
 
   template <int kW>
   __device__ Loaded<kW> fetch(int64_t i, int) const {

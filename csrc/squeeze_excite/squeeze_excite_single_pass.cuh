@@ -20,7 +20,7 @@ template <class T>
 struct Slab {
   using Sum = accumulate_t<T>;
   int64_t n, first, count;  // sample; channels [first, first + count); count may be 0
-  T* data;                  // the copies
+  T* data;                  // room for the copies, at a 128-bit boundary
   Sum *means, *scale;       // [channels of a full slab]; `means` are dv in the backward
   Sum* exchanged;           // [rd], what the other blocks read; single-layer: unused, they read `means`
   Sum* gathered;            // [rd], or [C] in the single-layer excitation: what came of all blocks
@@ -43,21 +43,29 @@ __device__ Slab<T> make_slab(const Shape& shape, int64_t channels, int rank, int
   return slab;
 }
 
-// emit(channel of the slab, sum over its pixels); copies stay in slab.data
+// Where the copies of a slab lie, for those who write them and those who read them. Planes lie as far past a 128-bit
+// boundary as in x, `first` being x of the slab's first element; rows of pixels, which are moved as vectors only where
+// they are aligned, at a boundary. Outputs are where torch put them: only where they are as aligned as x are copies
+// read as vectors.
+template <bool kChannelsLast, class T>
+__device__ __forceinline__ T* copies_of(const Slab<T>& slab, const T* first) {
+  return slab.data + (kChannelsLast ? 0 : misalignment(first));
+}
+
+// emit(channel of the slab, sum over its pixels); leaves the copies that map_slab takes
 template <bool kChannelsLast, class T, class Source, class Emit>
 __device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>& slab, bool short_planes, Emit emit) {
   constexpr int kW = kVectorWidth<T>;
   const int count = int(slab.count), pixels = int(shape.pixels);
+  Source kept = source.moved(slab.first * (kChannelsLast ? 1 : pixels));
+  kept.kept = copies_of<kChannelsLast>(slab, kept.x);
   if constexpr (kChannelsLast) {
-    Source kept = source.moved(slab.first);
-    kept.kept = slab.data;
     if (source.vectorised && count % kW == 0 && slab.first % kW == 0) {
       sum_columns<kW>(kept, pixels, shape.channels, count, kColumnVectors, slab.cells, emit);
     } else {
       sum_columns<1>(kept, pixels, shape.channels, count, kColumnVectors * kW, slab.cells, emit);
     }
   } else {
-    const Source kept = source.moved(slab.first * pixels).keeping(slab.data);
     if (short_planes) {
       sum_short_planes(kept, pixels, count, slab.cells, emit);
     } else {
@@ -67,13 +75,15 @@ __device__ void sum_slab(const Source& source, const Shape& shape, const Slab<T>
   }
 }
 
-// Maps the slab's channels, from the copies in shared memory.
+// Maps the slab's channels, from the copies in shared memory; first: x of its first element, of planes.
 template <bool kChannelsLast, class T, class Map>
-__device__ void map_slab(const Map& map, const Shape& shape, const Slab<T>& slab, const accumulate_t<T>* shift) {
+__device__ void map_slab(const Map& map, const T* first, const Shape& shape, const Slab<T>& slab,
+                         const accumulate_t<T>* shift) {
   const accumulate_t<T>* const scale = slab.scale;
   const int pixels = int(shape.pixels), count = int(slab.count);
+  const T* const copies = copies_of<kChannelsLast>(slab, first);
   Map tile = map.moved(slab.first * (kChannelsLast ? 1 : pixels));
-  tile.copy = slab.data + (kChannelsLast ? 0 : tile.misaligned());
+  tile.copy = copies;
   if constexpr (!kChannelsLast) {
     map_planes(tile, count * pixels, pixels, 0, scale, shift);
   } else if (map.vectorised && count % Map::kWidth == 0 && slab.first % Map::kWidth == 0) {
@@ -134,7 +144,8 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
   const ScaleMap<T> map{nullptr,     a.residual ? a.residual + offset : nullptr,         a.y + offset,
                         nullptr,     shape.output_activation == OutputActivation::kRelu, a.output_reuse,
                         a.vectorised};
-  map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(nullptr));
+  map_slab<kChannelsLast>(map, a.x + offset + slab.first * int(shape.pixels), shape, slab,
+                          static_cast<const Sum*>(nullptr));
 #endif
 }
 
@@ -186,7 +197,8 @@ __global__ void __launch_bounds__(kClusterThreads, sizeof(T) == 8 ? 1 : 2)
                    });
   const GradMap<T> map{nullptr, nullptr,        a.grad_x + offset, a.grad_residual ? a.grad_residual + offset : nullptr,
                        nullptr, a.output_reuse, a.map_vectorised};
-  map_slab<kChannelsLast>(map, shape, slab, static_cast<const Sum*>(slab.means));
+  map_slab<kChannelsLast>(map, a.x + (slab.n * shape.channels + slab.first) * shape.pixels, shape, slab,
+                          static_cast<const Sum*>(slab.means));
 #endif
 }
 

@@ -37,6 +37,7 @@ _SHAPES = [
     ("one_pixel", 2, 3, 1, 1),
     ("one_channel", 1, 1, 4, 3),
     ("19x18", 1, 17, 19, 18),
+    ("whole_vectors", 1, 16, 3, 5),
 ]
 
 CASES = [
@@ -47,6 +48,7 @@ CASES = [
     _attention("one_channel", 1, 1, 1, 4, 3),
     _attention("no_samples", 0, 4, 8, 5, 6),
     _attention("no_pixels", 2, 4, 8, 0, 3),
+    _attention("whole_vectors", 1, 8, 24, 3, 5),
     _attention("19x18", 1, 17, 33, 19, 18),
     _attention("volume", 2, 3, 5, 3, 4, 5),
     _attention("flat_volume", 1, 3, 5, 1, 4, 5),

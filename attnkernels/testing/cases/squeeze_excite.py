@@ -35,6 +35,7 @@ CASES = [
     _case("residual", 2, 12, 6, 5, 3, residual=True),
     _case("residual_relu", 2, 12, 6, 5, 3, residual=True, output_activation="relu"),
     _case("relu", 2, 12, 7, 7, 3, output_activation="relu", shift=0.1),
+    _case("whole_vectors", 1, 32, 4, 6, 8, residual=True, output_activation="relu"),
     _case("single_layer", 2, 20, 5, 5, None, gate="hard_sigmoid"),
     _case("no_hidden_channels", 2, 12, 5, 6, 0),
     _case("no_samples", 0, 8, 4, 4, 2),

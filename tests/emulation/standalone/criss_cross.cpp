@@ -22,9 +22,17 @@ namespace {
 
 using namespace standalone;
 
+// What is given to the calls; of attention and of the affinity functions, which have their own. Results start at
+// multiples of 16 bytes.
+enum Operand { kQuery, kKey, kValue, kGradOut, kOut, kLogSumExp, kA, kB, kAffinity, kOperands };
+
 struct Case {
   int64_t samples, query_channels, value_channels, depth, height, width;
-  int64_t offset = 0;  // of the inputs, in elements past an aligned address
+  int64_t offset = 0;     // of the inputs, in elements past an aligned address
+  int moved = kOperands;  // one of them that starts so many elements further
+  int64_t by = 0;
+
+  int64_t offset_of(Operand operand) const { return offset + (operand == moved ? by : 0); }
 };
 
 double largest(const Numbers& values) {
@@ -117,12 +125,20 @@ struct Checker {
   int64_t count = c.samples * shape.pixels();
   std::string name = "type " + std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
                      std::to_string(c.query_channels) + " " + std::to_string(c.value_channels) + " size " +
-                     std::to_string(c.depth) + " " + std::to_string(c.height) + " " + std::to_string(c.width) + ": ";
+                     std::to_string(c.depth) + " " + std::to_string(c.height) + " " + std::to_string(c.width) +
+                     " operand " + std::to_string(c.moved) + " by " + std::to_string(c.by) + ": ";
 
-  Buffer<T> random(int64_t channels, double scale = 1) {
+  Buffer<T> random(Operand operand, int64_t channels, double scale = 1) {
     std::normal_distribution<double> normal;
-    Buffer<T> buffer(count * channels, c.offset);
+    Buffer<T> buffer(count * channels, c.offset_of(operand));
     for (int64_t i = 0; i < buffer.count; ++i) assign(buffer.data()[i], scale * normal(generator));
+    return buffer;
+  }
+  // A result as another call is given it.
+  template <class Number>
+  Buffer<Number> given(Operand operand, Buffer<Number>& result) {
+    Buffer<Number> buffer(result.count, c.offset_of(operand));
+    for (int64_t i = 0; i < result.count; ++i) buffer[i] = result[i];
     return buffer;
   }
   Buffer<Sum> partial(int64_t channels) { return Buffer<Sum>(cc::needs_partial(type, shape) ? count * channels : 0); }
@@ -138,8 +154,8 @@ struct Checker {
 
   void check_attention() {
     const int64_t Q = c.query_channels, C = c.value_channels;
-    auto query = random(Q, 1 / std::sqrt(double(std::max<int64_t>(Q, 1)))), key = random(Q), value = random(C),
-         grad_out = random(C);
+    auto query = random(kQuery, Q, 1 / std::sqrt(double(std::max<int64_t>(Q, 1)))), key = random(kKey, Q),
+         value = random(kValue, C), grad_out = random(kGradOut, C);
     Buffer<T> out(count * C);
     Buffer<Sum> log_sum_exp(count), statistics(cc::forward_statistics(shape)), partial_out = partial(C), delta(count);
     run("attention", cc::attention(type,
@@ -149,6 +165,8 @@ struct Checker {
     const Attention want = attention(shape, query.doubles(), key.doubles(), value.doubles(), grad_out.doubles());
     expect("out", out.doubles(), want.out, tolerance);
     expect("log_sum_exp", log_sum_exp.doubles(), want.log_sum_exp, std::is_same_v<T, double> ? 1e-13 : 1e-5);
+    auto out_given = given(kOut, out);
+    auto log_sum_exp_given = given(kLogSumExp, log_sum_exp);
     // Gradients of energies are differences of terms as large as the largest of all gradients.
     const double terms = std::max({largest(want.grad_query), largest(want.grad_key), largest(want.grad_value)});
     for (const int needs : {7, 1, 2, 4}) {
@@ -157,9 +175,9 @@ struct Checker {
       const auto wanted = [&](int i) { return needs >> i & 1 ? grads[i].data() : nullptr; };
       run("attention_backward",
           cc::attention_backward(type,
-                                 {shape, grad_out.data(), query.data(), key.data(), value.data(), out.data(),
-                                  log_sum_exp.data(), delta.data(), wanted(0), wanted(1), wanted(2), partials[0].data(),
-                                  partials[1].data(), partials[2].data()},
+                                 {shape, grad_out.data(), query.data(), key.data(), value.data(), out_given.data(),
+                                  log_sum_exp_given.data(), delta.data(), wanted(0), wanted(1), wanted(2),
+                                  partials[0].data(), partials[1].data(), partials[2].data()},
                                  nullptr));
       if (needs & 1) expect("grad_query", grads[0].doubles(), want.grad_query, 2 * tolerance, terms);
       if (needs & 2) expect("grad_key", grads[1].doubles(), want.grad_key, 2 * tolerance, terms);
@@ -170,7 +188,7 @@ struct Checker {
   // Aggregate, and its backward, whose kernels are those of affinity with the roles exchanged.
   void check_affinity() {
     const int64_t C = c.value_channels, A = shape.affinity_channels(), P = shape.pixels();
-    auto a = random(C), b = random(C), weights = random(A);
+    auto a = random(kA, C), b = random(kB, C), weights = random(kAffinity, A);
     Buffer<T> scores(count * A), applied(count * C), spread(count * C);
     Buffer<Sum> partial_applied = partial(C), partial_spread = partial(C);
     cc::Shape of_affinity = shape;
@@ -238,5 +256,16 @@ int main(int count, char** arguments) {
     }
     if (failures) return finish();
   }
+  // Each operand at an alignment of its own.
+  for (int moved = 0; moved < kOperands; ++moved)
+    for (const int64_t by : {1, 3}) {
+      if (kWatchesOrder && by > 1) continue;
+      Case c{1, 8, 16, 1, 2, 3};
+      c.moved = moved;
+      c.by = by;
+      check<float>(c, DataType::kFloat, 2e-5, seed);
+      if (!kWatchesOrder) check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
+      if (failures) return finish();
+    }
   return finish();
 }

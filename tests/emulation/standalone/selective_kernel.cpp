@@ -21,13 +21,30 @@ namespace {
 
 using namespace standalone;
 
+// What a call reads and writes; kBranches and kGrads are the first of kMaxBranches each.
+enum Operand {
+  kGradY,
+  kY,
+  kLogits,
+  kWeights,
+  kPooled,
+  kGradPooled,
+  kGradLogits,
+  kBranches,
+  kGrads = kBranches + sk::kMaxBranches,
+  kOperands = kGrads + sk::kMaxBranches
+};
+
 struct Case {
   int64_t samples, channels, pixels;
   int branches;
-  bool stacked = false;  // the branches and their gradients are slices of one tensor
-  int64_t offset = 0;    // of all maps, in elements past an aligned address
-  bool unequal = false;  // grad_y and the last branch are aligned otherwise than the others
-  double logits = 1;     // their size
+  bool stacked = false;   // the branches and their gradients are slices of one tensor
+  int64_t offset = 0;     // of all maps, in elements past an aligned address
+  double logits = 1;      // their size
+  int moved = kOperands;  // one operand that starts so many elements further
+  int64_t by = 0;
+
+  int64_t offset_of(int operand) const { return operand == moved ? by : 0; }
 };
 
 // A feature map [N, C, P] in the memory of `rows`.
@@ -65,7 +82,8 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   const sk::Shape shape{N, C, P, M, channels_last};
   const std::string name = std::string(channels_last ? "NHWC" : "NCHW") + " type " + std::to_string(int(type)) + " N " +
                            std::to_string(N) + " C " + std::to_string(C) + " P " + std::to_string(P) + " M " +
-                           std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset);
+                           std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset) +
+                           " operand " + std::to_string(c.moved) + " by " + std::to_string(c.by);
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
   const auto fill = [&](auto& buffer, double size = 1) {
@@ -79,33 +97,35 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
 
   // M maps in one tensor, or each in its own
   std::vector<Buffer<T>> memory;
-  const auto maps = [&](bool unequal) {
+  const auto maps = [&](int first) {
     std::vector<sk::Rows<T>> result;
     if (c.stacked) {
-      memory.emplace_back(N * M * C * P, c.offset);
+      memory.emplace_back(N * M * C * P, c.offset + c.offset_of(first));
       for (int m = 0; m < M; ++m)
         result.push_back(
             {memory.back().data() + m * (channels_last ? C : C * P), M * C * P, channels_last ? M * C : P});
     } else {
       for (int m = 0; m < M; ++m) {
-        memory.emplace_back(N * C * P, c.offset + (unequal && m == M - 1));
+        memory.emplace_back(N * C * P, c.offset + c.offset_of(first + m));
         result.push_back({memory.back().data(), C * P, channels_last ? C : P});
       }
     }
     return result;
   };
-  const auto map = [&](int64_t offset) {
-    memory.emplace_back(N * C * P, offset);
+  const auto map = [&](Operand operand) {
+    memory.emplace_back(N * C * P, c.offset + c.offset_of(operand));
     return sk::Rows<T>{memory.back().data(), C * P, channels_last ? C : P};
   };
   memory.reserve(2 * M + 2);  // results point into it
-  const std::vector<sk::Rows<T>> x = maps(c.unequal);
-  const sk::Rows<T> grad_y = map(c.offset + c.unequal);
+  const std::vector<sk::Rows<T>> x = maps(kBranches);
+  const sk::Rows<T> grad_y = map(kGradY);
   for (Buffer<T>& buffer : memory) fill(buffer);
-  const sk::Rows<T> y = map(c.offset);
-  const std::vector<sk::Rows<T>> grads = maps(false);
-  Buffer<T> logits(N * M * C), grad_pooled(N * C), pooled(N * C), grad_logits(N * M * C);
-  Buffer<Sum> weights(N * M * C, 16 / sizeof(Sum));  // at 16 bytes, as vectors must be, and at no more
+  const sk::Rows<T> y = map(kY);
+  const std::vector<sk::Rows<T>> grads = maps(kGrads);
+  Buffer<T> logits(N * M * C, c.offset_of(kLogits)), grad_pooled(N * C, c.offset_of(kGradPooled)),
+      pooled(N * C, c.offset_of(kPooled)), grad_logits(N * M * C, c.offset_of(kGradLogits));
+  // At 16 bytes, as vectors must be, and at no more.
+  Buffer<Sum> weights(N * M * C, 16 / sizeof(Sum) + c.offset_of(kWeights));
   fill(logits, c.logits);
   fill(grad_pooled);
 
@@ -177,15 +197,15 @@ int main(int count, char** arguments) {
   const std::vector<Case> cases = {
       {2, 5, 49, 2},
       {1, 16, 9, 3, true},
-      {1, 3, 2100, 2},                      // planes split among warps
-      {1, 1, 10000, 2, true},               // planes and pixels split among blocks
-      {1, 8, 3000, 3},                      // the same of vectors of pixels, with more than two branches
-      {2, 40, 16, 4, true, 0, false, 100},  // exp(logit) is infinite
-      {1, 33, 6, 2},                        // the last tile of channels is not full
-      {1, 264, 5, 2},                       // nor is it in vectors of 16-bit elements
+      {1, 3, 2100, 2},               // planes split among warps
+      {1, 1, 10000, 2, true},        // planes and pixels split among blocks
+      {1, 8, 3000, 3},               // the same of vectors of pixels, with more than two branches
+      {2, 40, 16, 4, true, 0, 100},  // exp(logit) is infinite
+      {1, 33, 6, 2},                 // the last tile of channels is not full
+      {1, 264, 5, 2},                // nor is it in vectors of 16-bit elements
       {2, 24, 1, 8},
       {1, 16, 61, 2, false, 1},  // rows that begin alike, off the boundary
-      {2, 16, 33, 3, false, 3, true},
+      {2, 16, 33, 3, false, 3},
       {1, 1, 1, 1},
   };
   for (const Case& c : cases)
@@ -198,6 +218,21 @@ int main(int count, char** arguments) {
       }
       if (failures) return finish();
     }
+  // Each operand at an alignment of its own.
+  for (const bool stacked : {false, true})
+    for (const bool channels_last : {false, true})
+      for (int moved = 0; moved < kOperands; ++moved)
+        for (const int64_t by : {1, 3}) {
+          Case c{1, 16, 20, 3, stacked};
+          c.moved = moved;
+          c.by = by;
+          const int of_them = moved >= kGrads ? moved - kGrads : moved - kBranches;  // branches, or gradients
+          if (moved >= kBranches && of_them >= (stacked ? 1 : c.branches)) continue;
+          if (kWatchesOrder && (by > 1 || stacked)) continue;
+          check<float>(c, channels_last, DataType::kFloat, 1e-5, seed);
+          if (!kWatchesOrder) check<__nv_bfloat16>(c, channels_last, DataType::kBFloat16, 5e-3, seed);
+          if (failures) return finish();
+        }
   // What is split among blocks, and vectorised, must be among the cases.
   const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
   for (const sk::Shape& shape : {planes, pixels}) {

@@ -19,12 +19,38 @@ namespace {
 
 using namespace standalone;
 
+// What a call reads and writes.
+enum Operand {
+  kX,
+  kResidual,
+  kGradY,
+  kReduceWeight,
+  kReduceBias,
+  kExpandWeight,
+  kExpandBias,
+  kY,
+  kSaved,
+  kGradX,
+  kGradResidual,
+  kGradReduceWeight,
+  kGradReduceBias,
+  kGradExpandWeight,
+  kGradExpandBias,
+  kOperands
+};
+constexpr bool is_map(Operand operand) {
+  return operand <= kGradY || operand == kY || operand == kGradX || operand == kGradResidual;
+}
+
 struct Case {
   int64_t samples, channels, hidden, pixels;
   bool residual = false, clip = false, bias = true, silu = false, hard = false;
-  int64_t offset = 0;    // of the feature maps, in elements past an aligned address
-  bool unequal = false;  // grad_y and residual are aligned otherwise than x
+  int64_t offset = 0;         // of the feature maps, in elements past an aligned address
+  Operand moved = kOperands;  // one operand that starts so many elements further
+  int64_t by = 0;
   bool is_large = false;
+
+  int64_t offset_of(Operand operand) const { return (is_map(operand) ? offset : 0) + (operand == moved ? by : 0); }
 };
 
 struct Path {
@@ -146,18 +172,16 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
-  const auto fill = [&](int64_t count, double scale, int64_t offset = 0) {
-    Buffer<T> buffer(count, offset);
-    for (int64_t i = 0; i < count; ++i) assign(buffer[i], scale * normal(generator));
+  const auto fill = [&](Operand operand, int64_t count) {
+    Buffer<T> buffer(count, c.offset_of(operand));
+    for (int64_t i = 0; i < count; ++i) assign(buffer[i], normal(generator));
     return buffer;
   };
   const int64_t elements = c.samples * c.channels * c.pixels, width = c.hidden ? c.hidden : c.channels;
-  const int64_t other = c.unequal ? c.offset + 1 : c.offset;
-  auto x = fill(elements, 1, c.offset), residual = fill(c.residual ? elements : 0, 1, other),
-       grad_y = fill(elements, 1, other);
-  auto w1 = fill(c.hidden * c.channels, 1), b1 = fill(c.bias ? c.hidden : 0, 1);
-  auto w2 = fill(c.channels * width, 1), b2 = fill(c.bias ? c.channels : 0, 1);
-  Buffer<T> y(elements, c.offset);
+  auto x = fill(kX, elements), residual = fill(kResidual, c.residual ? elements : 0), grad_y = fill(kGradY, elements);
+  auto w1 = fill(kReduceWeight, c.hidden * c.channels), b1 = fill(kReduceBias, c.bias ? c.hidden : 0);
+  auto w2 = fill(kExpandWeight, c.channels * width), b2 = fill(kExpandBias, c.bias ? c.channels : 0);
+  Buffer<T> y(elements, c.offset_of(kY));
 
   const se::Shape shape{c.samples,
                         c.channels,
@@ -167,10 +191,11 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                         c.silu ? se::Activation::kSilu : se::Activation::kRelu,
                         c.hard ? se::Gate::kHardSigmoid : se::Gate::kSigmoid,
                         c.clip ? se::OutputActivation::kRelu : se::OutputActivation::kNone};
-  Buffer<Sum> saved(c.samples * shape.saved_columns());
+  Buffer<Sum> saved(c.samples * shape.saved_columns(), c.offset_of(kSaved));
   std::string name = std::string(path.name) + (channels_last ? " channels_last" : "") + " type " +
                      std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
-                     std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " + std::to_string(c.pixels);
+                     std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " +
+                     std::to_string(c.pixels) + " operand " + std::to_string(c.moved) + " by " + std::to_string(c.by);
   const auto run = [&](const char* what, const se::Result& result) {
     if (!result.error) return;
     std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
@@ -202,8 +227,10 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
     const int needs = wanted & (se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights);
     const se::Plan backward = se::choose_backward(type, shape, path.limits, needs);
     Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
-    Buffer<T> grad_x(elements, c.offset), grad_residual(elements, c.offset);
-    Buffer<T> grad_w1(w1.count), grad_b1(b1.count), grad_w2(w2.count), grad_b2(b2.count);
+    const auto result = [&](Operand operand, int64_t count) { return Buffer<T>(count, c.offset_of(operand)); };
+    auto grad_x = result(kGradX, elements), grad_residual = result(kGradResidual, elements);
+    auto grad_w1 = result(kGradReduceWeight, w1.count), grad_b1 = result(kGradReduceBias, b1.count);
+    auto grad_w2 = result(kGradExpandWeight, w2.count), grad_b2 = result(kGradExpandBias, b2.count);
     const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual, for_weights = wanted & kWeights,
                for_biases = wanted & kBiases;
     run("backward", se::backward(type, shape, backward,
@@ -243,7 +270,7 @@ int main(int count, char** arguments) {
       {2, 16, 0, 16, false, false},
       {1, 4, 0, 1100},  // the same with splits
       {1, 7, 2, 61, true, true, true, false, false, 1},
-      {1, 8, 2, 33, true, true, true, true, true, 3, true},
+      {1, 8, 2, 33, true, true, true, true, true, 3},
       {3, 11, 9, 130, false, false, false},  // the hidden layer's own kernel: odd widths, fewer samples than it takes
       {5, 8, 12, 66, false, true},           // and one more
       {1, 1, 1, 1},
@@ -260,6 +287,23 @@ int main(int count, char** arguments) {
         }
         if (failures) return finish();
       }
+    }
+  // Each operand at an alignment of its own: planes of several vectors, which start anywhere, and pixels of whole ones.
+  for (const Path& path : kPaths)
+    for (const bool channels_last : {false, true}) {
+      if (path.orders_as_another || (kWatchesOrder && channels_last)) continue;
+      for (const bool long_planes : kWatchesOrder ? std::vector<bool>{false} : std::vector<bool>{false, true})
+        for (int moved = 0; moved < kOperands; ++moved)
+          for (const int64_t by : {1, 3}) {
+            Case c{1, long_planes ? 2 : 16, long_planes ? 1 : 8, long_planes ? 300 : 21, true, true};
+            c.moved = Operand(moved);
+            c.by = by;
+            if ((kWatchesOrder || long_planes) && (by > 1 || !is_map(c.moved))) continue;
+            check<float>(c, path, channels_last, DataType::kFloat, 2e-5, seed);
+            if (!kWatchesOrder && !long_planes)
+              check<__nv_bfloat16>(c, path, channels_last, DataType::kBFloat16, 6e-3, seed);
+            if (failures) return finish();
+          }
     }
   // More numbers than a block keeps in shared memory, and vectors at 16 bytes that are not at 32.
   if (!kWatchesOrder) {

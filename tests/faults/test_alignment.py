@@ -1,0 +1,112 @@
+"""Every operand of every operator at an alignment of its own (attnkernels/testing/_placement.py), forward and backward.
+
+The same for Triton: tests/triton/test_alignment.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnkernels import _load, testing
+from attnkernels.ops import _registry
+from attnkernels.testing import OFFSETS, PlacedCase, Placement, emulation, placed, places
+
+# Long and short planes, rows of whole vectors and odd ones; with and without residual, clipping and hidden layer.
+SHAPES = {
+    "squeeze_excite": ("plain", "19x19", "whole_vectors", "single_layer"),
+    "criss_cross_attention": ("one_channel", "whole_vectors"),
+    "criss_cross_affinity": ("one_channel", "whole_vectors"),
+    "criss_cross_aggregate": ("one_channel", "whole_vectors"),
+    "selective_kernel": ("plain", "three", "stacked_four"),
+}
+CASES = [case for op, names in SHAPES.items() for case in testing.CASES[op] if case.name in names]
+# Of each dtype the offsets that are different ones to the CUDA kernels' accesses of 16 bytes.
+DTYPES = {torch.float32: (1, 2, 3), torch.bfloat16: OFFSETS, torch.float64: (1,)}
+# So few multiprocessors that one sample is enough for squeeze_excite's single pass.
+SMALL_DEVICE = {"multiprocessors": 16}
+OPERATORS = {name for _, name in _registry._overloads}
+# The operators whose sums are in an order that no alignment changes: on a CPU all of them; of the CUDA kernels those
+# where one thread computes a number.
+SAME_BITS = {
+    "cpu": OPERATORS,
+    "emulated": {
+        "criss_cross_attention",
+        "criss_cross_affinity",
+        "criss_cross_affinity_backward",
+        "criss_cross_aggregate",
+        "criss_cross_aggregate_backward",
+        "select_branches",
+        "select_branches_grad_branches",
+    },
+}
+
+
+def runs() -> Iterator[pytest.param]:
+    for backend in (backend for backend, device in testing.walls() if device == "cpu"):
+        for case in CASES:
+            both = backend == "emulated" and case.op == "squeeze_excite"
+            for device in ({}, SMALL_DEVICE) if both else ({},):
+                yield pytest.param(case, backend, device, id=f"{case}-{backend}{'-single_pass' if device else ''}")
+
+
+@contextlib.contextmanager
+def on_device(backend: str, device: Mapping[str, int]) -> Iterator[None]:
+    """On that emulated device, of which squeeze_excite must take the path that it is there for."""
+    if backend != "emulated":
+        yield
+        return
+    bench = emulation.load()
+    with bench.device(**device), bench.launches() as launches:
+        yield
+    for launch in launches:
+        if launch.kernel.startswith("squeeze_excite") and "weights" not in launch.kernel:
+            assert ("single_pass" in launch.kernel) == bool(device), launch.kernel
+
+
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+@pytest.mark.parametrize(("case", "backend", "device"), runs())
+def test_operands_start_anywhere(case, backend, device, layout):
+    for dtype, choices in DTYPES.items():
+        if dtype == torch.float64 and case.name != SHAPES[case.op][0]:
+            continue
+        with on_device(backend, device):
+            call = PlacedCase(case, backend, "cpu", dtype, layout)
+            for offsets in places(call.operands, choices if backend == "emulated" else OFFSETS):
+                call.check(offsets, SAME_BITS[backend])
+
+
+def test_no_operator_is_left_out():
+    backend = next(backend for backend, device in testing.walls() if device == "cpu")
+    with Placement({}) as placement:
+        for case in CASES:
+            testing.gradients(case.op, *case.make(), backend)
+    assert {operator for operator, _ in placement.operands} == OPERATORS
+
+
+@pytest.mark.skipif(not _load.is_loaded("cpu"), reason="the CPU library was not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+def test_operands_of_batch_norm_squeeze_excite_start_anywhere(layout, dtype):
+    """The operator that writes into x. (Its numbers: tests/cpu.)"""
+    (case,) = (case for case in testing.CASES["squeeze_excite"] if case.name == "residual_relu")
+    (x, *weights), kwargs = case.make(dtype, "cpu", layout)
+    generator = torch.Generator().manual_seed(1)
+    norm = [torch.rand(x.shape[1], generator=generator).to(dtype) + 0.5 for _ in range(4)]
+    tensors = [x, *norm, *weights, kwargs["residual"]]
+
+    def run(offsets: Mapping[int, int]) -> Tensor:
+        moved = [placed(tensor, offsets.get(i, 0)) for i, tensor in enumerate(tensors)]
+        torch.ops.attnkernels.batch_norm_squeeze_excite_(*moved[:5], 1e-5, 1, *moved[5:], 0, 0, 1)
+        return moved[0]
+
+    want = run({})
+    assert want.isfinite().all()
+    assert not torch.equal(want, x)
+    everywhere = {i: OFFSETS[i % len(OFFSETS)] for i in range(len(tensors))}
+    for offsets in (*({i: offset} for i in range(len(tensors)) for offset in OFFSETS), everywhere):
+        assert torch.equal(run(offsets), want), f"offsets {offsets}"
