@@ -86,7 +86,7 @@ class Unsaved:
         if is_dynamo_compiling():  # compiled graphs have no versions, and no second derivatives
             self.versions: tuple[int | None, ...] = (None,) * len(tensors)
         else:
-            self.versions = tuple([None if tensor is None else tensor._version for tensor in tensors])
+            self.versions = tuple([None if x is None or x.is_inference() else x._version for x in tensors])
 
     def unchanged(self, op: str, *names: str) -> tuple[Tensor | None, ...]:
         """The tensors, for a second derivative.
@@ -95,7 +95,7 @@ class Unsaved:
             RuntimeError: one has been modified in place since.
         """
         for tensor, version, name in zip(self.tensors, self.versions, names, strict=True):
-            if tensor is not None and tensor._version != version:
+            if version is not None and tensor._version != version:
                 raise RuntimeError(
                     f"{op}: {name}: one of the variables needed for gradient computation has been modified by an "
                     f"inplace operation: it is at version {tensor._version}; expected version {version} instead"

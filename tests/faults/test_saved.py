@@ -83,6 +83,15 @@ def test_a_step_on_a_bias_between_forward_and_backward():
     assert layer.fc1.bias.grad is not None
 
 
+def test_a_bias_made_in_inference_mode():
+    x, w = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(8, 8)
+    with torch.inference_mode():
+        bias = torch.randn(8)
+    functions = attnkernels.squeeze_excite, attnkernels.reference.squeeze_excite
+    got, want = (torch.autograd.grad(function(x, w, None, w, bias).sum(), x)[0] for function in functions)
+    torch.testing.assert_close(got, want)
+
+
 @contextlib.contextmanager
 def saved_bytes():
     """The bytes of the storages that are saved within."""
