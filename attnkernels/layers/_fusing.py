@@ -2,14 +2,18 @@
 
 A fused op reads the children's weights and never calls the children, so whatever hangs on their calls would be lost:
 hooks (spectral_norm, pruning, feature extraction, FLOP counters, FSDP), a child of another class (LoRA, quantised,
-parametrised), a forward replaced on the instance (offloading). Each is checked at every call, because each may be added
-later; the chain of children then runs as it always did. So it does while something records the calls or differentiates
-them by other means than reverse mode: torch.compile fuses the plain formula better than an opaque op.
+parametrised), a forward replaced on the instance (offloading) or on its class (recorders). Each is checked at every
+call, because each may be added later; the chain of children then runs as it always did. So it does while something
+records the calls or differentiates them by other means than reverse mode: torch.compile fuses the plain formula better
+than an opaque op.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +64,37 @@ def left_to_pytorch(x: object) -> bool:
     return torch.jit.is_tracing() or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
 
 
+def forward_owner(cls: type) -> type:
+    """The class from which `cls` has its forward."""
+    return next(base for base in cls.__mro__ if "forward" in base.__dict__)
+
+
+_written: dict[type, Any] = {}
+
+
+def has_its_forward(cls: type) -> bool:
+    """Whether the forward of a class is the one that was written in it, not one that was put there from elsewhere."""
+    forward: Callable | None = getattr(cls, "forward", None)
+    if forward is not None and _written.get(cls) is forward:
+        return True
+    namespace = getattr(forward, "__globals__", None)
+    if namespace is None:
+        return False
+    owner = forward_owner(cls)
+    if namespace.get("__name__") != owner.__module__ or forward.__qualname__ != f"{owner.__qualname__}.forward":
+        return False
+    # Classes that live as long as the process are remembered; those that are made on the way, as by parametrisations,
+    # are not to be kept alive.
+    if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
+        _written[cls] = forward
+    return True
+
+
+NOT_BARE = "carries hooks or a forward of its own, which a fused call would pass by"
+
+
 def is_bare(module: nn.Module) -> bool:
-    """Whether calling the module is no more than its class's forward: no hooks, no forward of the instance's own."""
+    """Whether calling the module is no more than the forward written in its class: no hooks, no other forward."""
     state = module.__dict__
     return not (
         state["_forward_hooks"]
@@ -69,7 +102,8 @@ def is_bare(module: nn.Module) -> bool:
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
-    )
+        or "_conv_forward" in state
+    ) and has_its_forward(module.__class__)
 
 
 def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
@@ -92,8 +126,11 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
 
 
 def are_ordinary(*tensors: Tensor | None) -> bool:
-    """Whether none of the tensors is of a subclass (distributed, quantised): the ops take only dense ones."""
+    """Whether the tensors are dense and of no subclass (distributed, quantised): the ops take only such ones."""
     for tensor in tensors:  # a loop, not all(): this runs on every call of a small layer
-        if tensor is not None and tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor:
+        if tensor is not None and (
+            (tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor)
+            or tensor.layout is not torch.strided
+        ):
             return False
     return True

@@ -1,0 +1,56 @@
+"""Whether the result of a call may be written over.
+
+A convolution returns new memory, as a rule. But a mode, a replaced `F.conv2d` or `_conv_forward`, or whatever else
+stands between the call and the kernel may keep the tensor, another tensor on its memory, or return memory that it had
+before. All of them leave a trace: one more reference to the Python object, to the tensor behind it or to its storage, a
+weak reference, or a storage that PyTorch did not allocate. What the counts are for a tensor that nobody else has is
+measured, because interpreters differ in which references they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sys import getrefcount
+from typing import Any
+from weakref import getweakrefcount
+
+import torch
+from torch import Tensor
+
+_storage_use_count = getattr(torch._C, "_storage_Use_Count", lambda address: None)
+_len_dispatch_stack = torch._C._len_torch_dispatch_stack
+_len_function_stack = torch._C._len_torch_function_stack
+_counts_of_new: tuple = ()
+
+
+def modes_active() -> bool:
+    """Whether a TorchDispatchMode or TorchFunctionMode watches the operators that run."""
+    return _len_dispatch_stack() > 0 or _len_function_stack() > 0
+
+
+def is_calibrated() -> bool:
+    """Whether `called` can tell; the first time that is measured, which needs a thread without modes."""
+    global _counts_of_new
+    if not _counts_of_new and not modes_active():
+        _counts_of_new = _counted(lambda _: torch.empty(1), None)[1]
+    return bool(_counts_of_new)
+
+
+def called(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, bool]:
+    """The result of a call, and whether it belongs to the caller alone."""
+    result, counts = _counted(function, x)
+    return result, counts == _counts_of_new
+
+
+def _counted(function: Callable[[Any], Tensor], x: Any) -> tuple[Tensor, tuple | None]:
+    result = function(x)
+    if result.__class__ is not Tensor:
+        return result, None
+    storage = result.untyped_storage()
+    return result, (
+        getrefcount(result),
+        result._use_count(),
+        getweakrefcount(result),
+        _storage_use_count(storage._cdata),
+        storage.resizable(),  # not where the memory is numpy's, a file's or another process's
+    )
