@@ -49,7 +49,8 @@ def _block(
         sequence = block._modules.get(name)
         if fingerprint(sequence.__class__) not in _SEQUENTIAL_FORWARDS:
             return f"its {name} is no Sequential"
-        return _sequence_pattern(sequence)
+        found = _sequence_pattern(sequence)
+        return f"in its {name}, {found}" if isinstance(found, str) else found
 
     def excitation_of(block: nn.Module) -> nn.Module | None:
         sequence = block._modules.get(name)
