@@ -49,6 +49,7 @@ def _counted(function: Callable[[Any], Tensor], x: Any) -> tuple[Tensor, tuple |
     storage = result.untyped_storage()
     return result, (
         getrefcount(result),
+        getrefcount(storage),
         result._use_count(),
         getweakrefcount(result),
         _storage_use_count(storage._cdata),
