@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..ops._registry import overload
 from ..ops.squeeze_excite.contract import ACTIVATION, GATE
-from ._fusing import NOT_BARE, affine, is_bare, pointwise_name, qualified_name
+from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ._guard import cache, match
 
 OP = "squeeze_excite"
@@ -25,7 +25,7 @@ class Excitation(NamedTuple):
     activation: str
     gate: str
     own: tuple[str, ...] = ()  # attributes of the module itself that decide whether the op computes what it does
-    settings: tuple[tuple[Mapping[str, Any], str], ...] = ()  # entries of other dictionaries that do
+    methods: tuple[str, ...] = ()  # methods of its class, besides the forward, that do
 
     def tensors(self) -> list[tuple[dict[str, Any], str]]:
         """Where the weights are, for a guard."""
@@ -36,6 +36,10 @@ class Excitation(NamedTuple):
             for layer in (reduce, expand)
             for name in ("weight", "bias")
         ]
+
+    def methods_of(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
+        """Where the methods are that must not change, for a guard."""
+        return [(method_owner(method, type(module)).__dict__, method) for method in self.methods]
 
     def codes(self) -> tuple[int, int]:
         """The integers by which the operators know activation and gate."""
@@ -49,7 +53,7 @@ def excitation(
     expand: str,
     gate: str,
     own: tuple[str, ...] = (),
-    settings: tuple[tuple[Mapping[str, Any], str], ...] = (),
+    methods: tuple[str, ...] = (),
 ) -> Excitation | str:
     """The op's weights and pointwise functions, from a module's children of these names; a reason where it cannot run.
 
@@ -60,7 +64,7 @@ def excitation(
         expand: the last fully connected layer's name.
         gate: the gate's name.
         own: as in Excitation.
-        settings: as in Excitation.
+        methods: as in Excitation.
     """
     children = module._modules
     reduce_layer = reduce_weight = reduce_bias = None
@@ -82,7 +86,7 @@ def excitation(
     if gate_name is None:
         return _not_bare(gate, children.get(gate), "a sigmoid or hard sigmoid")
     weights = (reduce_weight, reduce_bias, *weights)
-    return Excitation((reduce_layer, expand_layer), weights, activation_name, gate_name, own, settings)
+    return Excitation((reduce_layer, expand_layer), weights, activation_name, gate_name, own, methods)
 
 
 def _pointwise(child: nn.Module | None, known: dict[str, int]) -> str | None:
@@ -110,9 +114,11 @@ def excited(module: nn.Module, x: Tensor) -> Tensor | None:
         return None  # the operator checks as the function does, which will say what is wrong, or do without
 
 
-def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> None:
-    """Let the next calls of the module go by what was found in this one on `x`, where they may."""
-    if backends.takes_cpu_kernels(OP, x, backend):
-        no_residual, no_output_activation = None, 0
-        arguments = (no_residual, *found.codes(), no_output_activation)
-        cache(module, module._modules.values(), found.tensors(), found.settings, found.own, arguments)
+def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> bool:
+    """Let the next calls of the module go by what was found in this one on `x`; False where they may not."""
+    if not backends.takes_cpu_kernels(OP, x, backend):
+        return False
+    no_residual, no_output_activation = None, 0
+    arguments = (no_residual, *found.codes(), no_output_activation)
+    methods = found.methods_of(module)
+    return cache(module, module._modules.values(), found.tensors(), methods, found.own, arguments) is not None

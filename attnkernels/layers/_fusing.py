@@ -26,6 +26,7 @@ GLOBAL_HOOKS = (
     _module._global_backward_hooks,
     _module._global_backward_pre_hooks,
 )
+_tracing_state = torch._C._get_tracing_state
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
@@ -61,32 +62,34 @@ def left_to_pytorch(x: object) -> bool:
         return True
     if x.__class__ is not Tensor and x.__class__ is not nn.Parameter:
         return isinstance(x, Tensor | torch.fx.Proxy)  # anything else is bad input: the op says so
-    return torch.jit.is_tracing() or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
+    return _tracing_state() is not None or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
 
 
-def forward_owner(cls: type) -> type:
-    """The class from which `cls` has its forward."""
-    return next(base for base in cls.__mro__ if "forward" in base.__dict__)
+def method_owner(method: str, cls: type) -> type:
+    """The class from which `cls` has a method."""
+    return next(base for base in cls.__mro__ if method in base.__dict__)
 
 
-_written: dict[type, Any] = {}
+_written: dict[str, dict[type, Any]] = {}
+_written_forwards = _written.setdefault("forward", {})
 
 
-def has_its_forward(cls: type) -> bool:
-    """Whether the forward of a class is the one that was written in it, not one that was put there from elsewhere."""
-    forward: Callable | None = getattr(cls, "forward", None)
-    if forward is not None and _written.get(cls) is forward:
+def has_its(method: str, cls: type) -> bool:
+    """Whether a method of a class is the one that was written in it, not one that was put there from elsewhere."""
+    function: Callable | None = getattr(cls, method, None)
+    known = _written.setdefault(method, {})
+    if function is not None and known.get(cls) is function:
         return True
-    namespace = getattr(forward, "__globals__", None)
+    namespace = getattr(function, "__globals__", None)
     if namespace is None:
         return False
-    owner = forward_owner(cls)
-    if namespace.get("__name__") != owner.__module__ or forward.__qualname__ != f"{owner.__qualname__}.forward":
+    owner = method_owner(method, cls)
+    if namespace.get("__name__") != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{method}":
         return False
     # Classes that live as long as the process are remembered; those that are made on the way, as by parametrisations,
     # are not to be kept alive.
     if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
-        _written[cls] = forward
+        known[cls] = function
     return True
 
 
@@ -96,14 +99,17 @@ NOT_BARE = "carries hooks or a forward of its own, which a fused call would pass
 def is_bare(module: nn.Module) -> bool:
     """Whether calling the module is no more than the forward written in its class: no hooks, no other forward."""
     state = module.__dict__
-    return not (
+    if (
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
-        or "_conv_forward" in state
-    ) and has_its_forward(module.__class__)
+    ):
+        return False
+    cls = module.__class__
+    known = _written_forwards.get(cls)
+    return (known is not None and known is cls.forward) or has_its("forward", cls)
 
 
 def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
@@ -111,6 +117,8 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
     if layer is None or not is_bare(layer):
         return None
     if layer.__class__ is nn.Conv2d:
+        if "_conv_forward" in layer.__dict__:
+            return None
         if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0) or layer.groups != 1:
             return None
     elif layer.__class__ is not nn.Linear:
@@ -126,11 +134,8 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
 
 
 def are_ordinary(*tensors: Tensor | None) -> bool:
-    """Whether the tensors are dense and of no subclass (distributed, quantised): the ops take only such ones."""
+    """Whether none of the tensors is of a subclass (distributed, quantised): the ops take only dense ones."""
     for tensor in tensors:  # a loop, not all(): this runs on every call of a small layer
-        if tensor is not None and (
-            (tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor)
-            or tensor.layout is not torch.strided
-        ):
+        if tensor is not None and tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor:
             return False
     return True

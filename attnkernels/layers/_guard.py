@@ -42,7 +42,8 @@ class Guard:
     """
 
     __slots__ = (
-        "arguments", "children", "extra", "forced", "holders", "modules", "names", "own", "passed", "settings", "types"
+        "arguments", "children", "extra", "forced", "forwards", "holders", "modules", "names", "own", "passed",
+        "settings", "types",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +75,8 @@ class Guard:
         self.children = tuple(
             (parent._modules, tuple(parent._modules.values())) for parent in (module, *passed) if parent._modules
         )
-        self.passed = tuple((child, child.__dict__, child.__class__, child.__class__.forward) for child in passed)
+        self.passed = tuple((child, type(child), child.__dict__) for child in passed)
+        self.forwards = tuple((cls, cls.forward) for cls in dict.fromkeys(map(type, passed)))
         self.settings = tuple((holder, name, holder.get(name)) for holder, name in settings)
         self.own = tuple((name, module.__dict__.get(name)) for name in own)
         self.holders, self.names = zip(*tensors, strict=True)
@@ -96,15 +98,17 @@ class Guard:
             if tuple(modules.values()) != children:
                 return False
         # Of the hooks of other kinds, none runs where nothing is recorded.
-        for child, child_state, cls, forward in self.passed:
+        for child, cls, child_state in self.passed:
             if (
                 child_state["_forward_hooks"]
                 or child_state["_forward_pre_hooks"]
-                or child.__class__ is not cls
-                or cls.forward is not forward
+                or type(child) is not cls
                 or "forward" in child_state
                 or "_conv_forward" in child_state
             ):
+                return False
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
                 return False
         for name, value in self.own:
             if state.get(name) is not value:

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import backends
 from ..layers import _guard
 from ..layers._excitation import OP, Excitation
-from ..layers._fusing import is_bare, left_to_pytorch, pointwise_name, qualified_name
+from ..layers._fusing import has_its, is_bare, left_to_pytorch, method_owner, pointwise_name, qualified_name
 from ..layers._guard import Guard
 from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
@@ -28,6 +29,7 @@ _operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
 
 # What these return is new memory at each call.
 _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
+_conv2d = F.conv2d
 _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
 _BATCH_NORM_ACT_FORWARDS = frozenset({"0d7e1b90863ee56a"})
@@ -82,12 +84,22 @@ def pattern(
     if last is not None:
         before, convolution, between = head[:last], head[last], head[last + 1 :]
         activations = _activations(between)
-        known = qualified_name(convolution.__class__) in _CONVOLUTIONS
-        if activations is not None and known and all(map(is_bare, (convolution, *around))):
+        if activations is not None and _is_pristine(convolution) and all(map(is_bare, around)):
             activation = activations[0] if activations else None
             fused = (*between, parent._modules[name])
             return Pattern(tuple(before), convolution, fused, tuple(after), around, activation, found)
     return f"its {name} does not follow a bare convolution, batch normalisation and activation"
+
+
+def _is_pristine(convolution: nn.Module) -> bool:
+    """Whether what a convolution returns is new memory at each call: no part of its call was replaced."""
+    return (
+        qualified_name(convolution.__class__) in _CONVOLUTIONS
+        and is_bare(convolution)
+        and "_conv_forward" not in convolution.__dict__
+        and has_its("_conv_forward", convolution.__class__)
+        and F.conv2d is _conv2d
+    )
 
 
 def _activations(between: Sequence[nn.Module]) -> list[str] | None:
@@ -150,10 +162,12 @@ def _cache(
         [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],
         [*found.norm_tensors(), *found.excitation.tensors()],
         [
+            (F.__dict__, "conv2d"),
+            (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
             (norm.__dict__, "eps"),
             *((module.__dict__, "training") for module in modes),
             *((excitation.__dict__, name) for name in found.excitation.own),
-            *found.excitation.settings,
+            *found.excitation.methods_of(excitation),
         ],
         (),
         (norm.eps, *codes),

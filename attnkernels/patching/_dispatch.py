@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers._fusing import forward_owner
+from ..layers._fusing import method_owner
 from ..layers._guard import invalidate
 
 FLAG = "_attnkernels"
@@ -145,7 +145,7 @@ def serve(modules: list[tuple[nn.Module, Serve, str]]) -> None:
         before: list[tuple[nn.Module, Any]] = []
         try:
             for module, function, _ in modules:
-                owner = forward_owner(type(module))
+                owner = method_owner("forward", type(module))
                 if _install(owner, function):
                     installed.append(owner)
             for module, _, backend in modules:

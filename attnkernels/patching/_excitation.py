@@ -99,8 +99,8 @@ def _forward(arguments: Arguments) -> Serve:
         if found is None:
             return original(self, x)
         backend = backend_of(self)
-        cache_excitation(self, x, found, backend)
-        keep_only_if_patched(self, backend)
+        if cache_excitation(self, x, found, backend):
+            keep_only_if_patched(self, backend)
         return excite(x, found, backend)
 
     return forward

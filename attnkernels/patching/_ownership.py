@@ -1,9 +1,8 @@
 """Whether the result of a call may be written over.
 
-A convolution returns new memory, as a rule. But a mode, a replaced `F.conv2d` or `_conv_forward`, or whatever else
-stands between the call and the kernel may keep the tensor, another tensor on its memory, or return memory that it had
-before. All of them leave a trace: one more reference to the Python object, to the tensor behind it or to its storage, a
-weak reference, or a storage that PyTorch did not allocate. What the counts are for a tensor that nobody else has is
+A convolution returns new memory, as a rule. But a mode, a hook or whatever else stands between the call and the kernel
+may keep the tensor or another tensor on its memory. All of them leave a trace: one more reference to the Python object,
+to the tensor behind it or to its storage, or a weak reference. What the counts are for a tensor that nobody else has is
 measured, because interpreters differ in which references they count.
 """
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", lambda address: None)
+# Not the storage as a Python object, which takes longer to make than all the rest.
+_storage_address = getattr(torch._C, "_storage_id", lambda tensor: tensor.untyped_storage()._cdata)
 _len_dispatch_stack = torch._C._len_torch_dispatch_stack
 _len_function_stack = torch._C._len_torch_function_stack
 _counts_of_new: tuple = ()
@@ -46,12 +47,9 @@ def _counted(function: Callable[[Any], Tensor], x: Any) -> tuple[Tensor, tuple |
     result = function(x)
     if result.__class__ is not Tensor:
         return result, None
-    storage = result.untyped_storage()
     return result, (
         getrefcount(result),
-        getrefcount(storage),
         result._use_count(),
         getweakrefcount(result),
-        _storage_use_count(storage._cdata),
-        storage.resizable(),  # not where the memory is numpy's, a file's or another process's
+        _storage_use_count(_storage_address(result)),
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..layers._excitation import Excitation, excitation
-from ..layers._fusing import is_bare, qualified_name
+from ..layers._fusing import has_its, is_bare, qualified_name
 from ..layers._guard import Guard
 from ._adapter import Adapter, fingerprint
 from ._blocks import Pattern, block_adapter, pattern, through
@@ -19,18 +19,15 @@ from ._excitation import excitation_adapter, is_excitation
 
 _SEQUENTIAL_FORWARDS = frozenset({"e171bb8fd24ef696"})
 _CONVOLUTION_NORM_ACTIVATION = "torchvision.ops.misc.Conv2dNormActivation"  # a Sequential, with Sequential's forward
-_SCALE = "88d633a715bdf28b"
 
 
 def _excitation(module: nn.Module) -> Excitation | str:
     squeeze = module._modules.get("avgpool")
     if squeeze.__class__ is not nn.AdaptiveAvgPool2d or squeeze.output_size not in (1, (1, 1)) or not is_bare(squeeze):
         return "its avgpool is not a bare AdaptiveAvgPool2d(1)"
-    if "_scale" in module.__dict__ or fingerprint(module.__class__, ("_scale",)) != _SCALE:
+    if "_scale" in module.__dict__ or not has_its("_scale", module.__class__):
         return "its _scale is not the one this was written for"
-    owner = next(base for base in module.__class__.__mro__ if "_scale" in base.__dict__)
-    settings = ((owner.__dict__, "_scale"),)
-    return excitation(module, "fc1", "activation", "fc2", "scale_activation", own=("_scale",), settings=settings)
+    return excitation(module, "fc1", "activation", "fc2", "scale_activation", own=("_scale",), methods=("_scale",))
 
 
 def _block(
@@ -95,7 +92,7 @@ def _regnet(block: nn.Module, x: Tensor, guard: Guard) -> Tensor:
 ADAPTERS: tuple[Adapter, ...] = (
     excitation_adapter(
         "torchvision.ops.misc.SqueezeExcitation",
-        f"626e2d738f67db18 {_SCALE}",
+        "626e2d738f67db18 88d633a715bdf28b",
         _excitation,
         methods=("forward", "_scale"),
     ),

@@ -1,5 +1,7 @@
 """Patched modules keep their class: for tools that ask `type(module) is X`, for files, for other libraries' wrappers."""
 
+# ruff: noqa: F811  the fixtures of tests/patching are imported and then named by tests
+
 from __future__ import annotations
 
 import copy

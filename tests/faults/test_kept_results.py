@@ -84,6 +84,31 @@ def test_modes_find_what_they_keep_as_it_was(name, mode, x):
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
 
 
+class Watching(TorchFunctionMode):
+    """Keeps nothing, and sees each function."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_modes_that_keep_nothing_see_the_block_s_own_forward(name, x):
+    block = made(name)
+    attnkernels.patch(block)
+    run(block, x)
+    with torch.no_grad(), Watching() as mode, operators() as seen:
+        block(x)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in block.modules())
+    assert mode.seen.count(F.batch_norm) == norms
+    assert seen == [MODULE]
+    assert run(block, x)[1] == [BLOCK]
+
+
 @pytest.mark.parametrize("mode", [DispatchMode, FunctionMode])
 def test_all_convolutions_of_a_model_under_a_mode(mode):
     model = timm.create_model("efficientnet_b0").eval()
@@ -249,6 +274,30 @@ def test_ownership(x):
 
 class Subclass(torch.Tensor):
     pass
+
+
+class Holder(nn.Module):
+    """Compiled by torch.jit.script, it holds a tensor from C++."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = torch.empty(0)
+
+    def forward(self, x):
+        self.held = x
+
+
+def test_ownership_where_cpp_holds_the_tensor(x):
+    holder = torch.jit.script(Holder())
+
+    def kept(x):
+        result = x.clone()
+        holder(result)
+        return result
+
+    assert _ownership.is_calibrated()
+    assert not _ownership.called(kept, x)[1]
+    assert _ownership.called(torch.clone, x)[1]
 
 
 def test_ownership_is_not_judged_before_it_was_measured(monkeypatch, x):

@@ -84,14 +84,14 @@ def test_replaced_forwards_and_masks_are_not_kept_by_their_fingerprints(uncollec
         def mask(self):
             return 1
 
-    module = Masked()
-    held = torch.ones(1)
+    def fingerprinted() -> list[weakref.ref]:
+        module, held = Masked(), torch.ones(1)
 
-    def forward(self, x):
-        return held + module.mask()
+        def forward(self, x):
+            return held + module.mask()
 
-    alive = weakref.ref(module), weakref.ref(held)
-    assert _adapter.source_fingerprint(module.mask) == _adapter.source_fingerprint(Masked.mask)
-    assert _adapter.source_fingerprint(forward)
-    del module, held, forward
-    assert [ref() for ref in alive] == [None, None]
+        assert _adapter.source_fingerprint(module.mask) == _adapter.source_fingerprint(Masked.mask)
+        assert _adapter.source_fingerprint(forward)
+        return [weakref.ref(module), weakref.ref(held)]
+
+    assert [ref() for ref in fingerprinted()] == [None, None]
