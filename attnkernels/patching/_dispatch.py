@@ -21,7 +21,6 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from itertools import compress
 from typing import Any
 
 from torch import Tensor, nn
@@ -184,9 +183,8 @@ def release(modules: Iterable[nn.Module]) -> None:
 def _used(classes: list[type]) -> set[type]:
     """Those of the classes of which the process holds a flagged instance; copies are known to the collector alone."""
     kinds = {id(subclass): subclass for cls in classes for subclass in _with_subclasses(cls)}
-    objects = gc.get_objects()
-    # By the types' identities and in C: other libraries' objects are not asked anything.
-    instances = compress(objects, map(kinds.__contains__, map(id, map(type, objects))))
+    # An instance refers to its class. What else does is not asked anything, not even for its class.
+    instances = [item for item in gc.get_referrers(*kinds.values()) if id(type(item)) in kinds]
     flagged = {type(instance) for instance in instances if FLAG in object.__getattribute__(instance, "__dict__")}
     return {cls for cls in classes if any(cls in kind.__mro__ for kind in flagged)}
 

@@ -109,3 +109,17 @@ def test_another_attention_is_left_alone():
     module.attn = nn.Identity()
     report = attnkernels.patch(module)
     assert "its attn is not the" in report.skipped[0].reason
+
+
+@pytest.mark.parametrize("make", [lambda: SelectiveKernel(8), lambda: SplitAttn(8)])
+def test_channels_last_stays_and_flattens_to_the_same_numbers(make, ran):
+    module = make().double().eval()
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = module(x)
+        assert expected.is_contiguous()
+        got = patched(module)(x)
+    assert len(ran) == 1
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.flatten(1), expected.view(2, -1))
+    torch.testing.assert_close(got.reshape(2, -1), expected.view(2, -1))
