@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -70,14 +71,14 @@ def method_owner(method: str, cls: type) -> type:
     return next(base for base in cls.__mro__ if method in base.__dict__)
 
 
-_written: dict[str, dict[type, Any]] = {}
-_written_forwards = _written.setdefault("forward", {})
+_written: defaultdict[str, dict[type, Any]] = defaultdict(dict)
+_known_forward = _written["forward"].get
 
 
 def has_its(method: str, cls: type) -> bool:
     """Whether a method of a class is the one that was written in it, not one that was put there from elsewhere."""
     function: Callable | None = getattr(cls, method, None)
-    known = _written.setdefault(method, {})
+    known = _written[method]
     if function is not None and known.get(cls) is function:
         return True
     namespace = getattr(function, "__globals__", None)
@@ -107,9 +108,9 @@ def is_bare(module: nn.Module) -> bool:
         or "forward" in state
     ):
         return False
-    cls = module.__class__
-    known = _written_forwards.get(cls)
-    return (known is not None and known is cls.forward) or has_its("forward", cls)
+    cls = type(module)
+    known = _known_forward(cls)
+    return True if known is not None and known is cls.forward else has_its("forward", cls)
 
 
 def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:

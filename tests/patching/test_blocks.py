@@ -48,13 +48,13 @@ def test_a_block_is_one_operator(name, layout, x):
 def test_a_block_in_every_dtype(name, dtype, x):
     block = made(name, dtype)
     exact = copy.deepcopy(block).double()(x.to(dtype).double())
-    stock = (block(x.to(dtype)).double() - exact).abs().max()
+    unpatched = (block(x.to(dtype)).double() - exact).abs().max()
     attnkernels.patch(block)
     y, seen = run(block, x.to(dtype))
     assert seen == [BLOCK]
     assert y.dtype is dtype
     error = (y.double() - exact).abs().max()
-    assert error <= 1.5 * stock + torch.finfo(dtype).eps * exact.abs().max()
+    assert error <= 1.5 * unpatched + torch.finfo(dtype).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -87,16 +87,16 @@ def test_hooks_run_wherever_they_are_and_keep_what_they_saw(name, x):
             seen = hook(block.get_submodule(path))
             torch.testing.assert_close(run(block, x)[0], result, rtol=1e-6, atol=1e-7)
             assert len(seen) == len(expected_seen), path
-            # in-place activations change in the stock block what a hook on their input keeps
-            for (kept, copied), (stock_kept, stock_copied) in zip(seen, expected_seen, strict=True):
-                if torch.equal(stock_kept, stock_copied):
+            # in-place activations change in the original block what a hook on their input keeps
+            for (kept, copied), (original_kept, original_copied) in zip(seen, expected_seen, strict=True):
+                if torch.equal(original_kept, original_copied):
                     assert torch.equal(kept, copied), path
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_captured_blocks_are_the_original_ones(name, x):
-    stock = made(name)
-    block = copy.deepcopy(stock)
+    unpatched = made(name)
+    block = copy.deepcopy(unpatched)
     attnkernels.patch(block)
     expected = run(block, x)[0]
     targets = []
@@ -115,8 +115,8 @@ def test_captured_blocks_are_the_original_ones(name, x):
             targets += [node.kind() for node in graph.nodes()]
         # stochastic depth and same padding branch on values, which cannot be traced
         if name not in ("torchvision MBConv", "inverted residual, same padding"):
-            traced, stock_traced = (torch.fx.symbolic_trace(module).graph for module in (block, stock))
-            assert [(n.op, n.target) for n in traced.nodes] == [(n.op, n.target) for n in stock_traced.nodes]
+            traced, original_traced = (torch.fx.symbolic_trace(module).graph for module in (block, unpatched))
+            assert [(n.op, n.target) for n in traced.nodes] == [(n.op, n.target) for n in original_traced.nodes]
     assert len(targets) > 50
     assert not any("attnkernels" in str(target) for target in targets)
     assert run(block, x)[1] == [BLOCK]

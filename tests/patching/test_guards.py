@@ -162,9 +162,9 @@ def test_changes_are_noticed(change, calls_before, x):
     apply, operators = CHANGES[change]
     with torch.no_grad():
         apply(block)
-    stock = attnkernels.unpatch(copy.deepcopy(block))
+    unpatched = attnkernels.unpatch(copy.deepcopy(block))
     for _ in range(2):
-        expected = run(stock, x)[0]
+        expected = run(unpatched, x)[0]
         y, seen = run(block, x)
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
         assert seen == operators
@@ -197,7 +197,7 @@ def test_changes_of_a_module_alone_are_noticed(change, x):
 
 def test_the_state_of_the_process_is_noticed(x):
     block = made("inverted residual")
-    stock = copy.deepcopy(block)
+    unpatched = copy.deepcopy(block)
     attnkernels.patch(block)
     assert run(block, x)[1] == [BLOCK]
 
@@ -212,10 +212,10 @@ def test_the_state_of_the_process_is_noticed(x):
         tangent = torch.randn_like(x)
         dual = forward_ad.make_dual(x, tangent)
         torch.testing.assert_close(
-            forward_ad.unpack_dual(block(dual)).tangent, forward_ad.unpack_dual(stock(dual)).tangent
+            forward_ad.unpack_dual(block(dual)).tangent, forward_ad.unpack_dual(unpatched(dual)).tangent
         )
     with torch.no_grad():
-        torch.testing.assert_close(torch.func.vmap(block)(x[:, None]), torch.func.vmap(stock)(x[:, None]))
+        torch.testing.assert_close(torch.func.vmap(block)(x[:, None]), torch.func.vmap(unpatched)(x[:, None]))
         traced = torch.jit.trace(block, x)
         assert not any("attnkernels" in node.kind() for node in traced.inlined_graph.nodes())
     seen = set()
@@ -225,7 +225,7 @@ def test_the_state_of_the_process_is_noticed(x):
     assert block.se.gate in seen
     assert run(block, x)[1] == [BLOCK]
     with torch.inference_mode():
-        torch.testing.assert_close(block(x), stock(x))
+        torch.testing.assert_close(block(x), unpatched(x))
 
 
 def test_copies_and_pickles_find_out_for_themselves(x):
