@@ -23,7 +23,7 @@ from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
 from ._dispatch import backend_of, is_served
 from ._excitation import excitation_inside, keep_only_if_patched
-from ._ownership import called, is_calibrated, modes_active
+from ._ownership import counted, counts_of_new, dispatch_modes, function_modes
 
 _operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
 
@@ -45,6 +45,7 @@ class Pattern(NamedTuple):
     around: tuple[nn.Module, ...]  # other modules whose calls are passed by
     norm_activation: str | None
     excitation: Excitation
+    counts: tuple = ()  # what is counted of the convolution's result where it may be written over
 
     def norm_tensors(self) -> list[tuple[dict, str]]:
         """Where the normalisation's tensors are."""
@@ -138,7 +139,7 @@ def match(
     guard = _guard.match(block, x)
     if guard is None:
         guard = _cache(block, x, pattern_of, output_activation, watched(block))
-    return None if guard is None or modes_active() else guard
+    return None if guard is None or dispatch_modes() or function_modes() else guard
 
 
 def _cache(
@@ -147,7 +148,8 @@ def _cache(
     if left_to_pytorch(x):
         return None
     backend = backend_of(block)
-    if not backends.takes_cpu_kernels(OP, x, backend) or not is_calibrated():
+    counts = counts_of_new()
+    if not counts or not backends.takes_cpu_kernels(OP, x, backend):
         return None
     found = pattern_of(block)
     if isinstance(found, str) or not is_served(found.fused[-1]):
@@ -171,7 +173,7 @@ def _cache(
         ],
         (),
         (norm.eps, *codes),
-        found,
+        found._replace(counts=counts),
     )
     keep_only_if_patched(block, backend)
     return guard
@@ -192,7 +194,8 @@ def to_convolution(found: Pattern, x: Tensor) -> tuple[Tensor, bool]:
     """x through a pattern up to its convolution, and whether the result may be written over."""
     for module in found.before:
         x = module(x)
-    return called(found.convolution, x)
+    x, counts = counted(found.convolution, x)
+    return x, counts == found.counts
 
 
 def through(guard: Guard, x: Tensor) -> Tensor:

@@ -19,31 +19,24 @@ from torch import Tensor
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", lambda address: None)
 # Not the storage as a Python object, which takes longer to make than all the rest.
 _storage_address = getattr(torch._C, "_storage_id", lambda tensor: tensor.untyped_storage()._cdata)
-_len_dispatch_stack = torch._C._len_torch_dispatch_stack
-_len_function_stack = torch._C._len_torch_function_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
+function_modes = torch._C._len_torch_function_stack
 _counts_of_new: tuple = ()
 
 
-def modes_active() -> bool:
-    """Whether a TorchDispatchMode or TorchFunctionMode watches the operators that run."""
-    return _len_dispatch_stack() > 0 or _len_function_stack() > 0
+def counts_of_new() -> tuple:
+    """What `counted` counts of a result that nobody else has; empty where modes keep it from being measured.
 
-
-def is_calibrated() -> bool:
-    """Whether `called` can tell; the first time that is measured, which needs a thread without modes."""
+    It is measured by `counted` itself, once, because the same references have to be counted in the same places.
+    """
     global _counts_of_new
-    if not _counts_of_new and not modes_active():
-        _counts_of_new = _counted(lambda _: torch.empty(1), None)[1]
-    return bool(_counts_of_new)
+    if not _counts_of_new and not dispatch_modes() and not function_modes():
+        _counts_of_new = counted(lambda _: torch.empty(1), None)[1]
+    return _counts_of_new
 
 
-def called(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, bool]:
-    """The result of a call, and whether it belongs to the caller alone."""
-    result, counts = _counted(function, x)
-    return result, counts == _counts_of_new
-
-
-def _counted(function: Callable[[Any], Tensor], x: Any) -> tuple[Tensor, tuple | None]:
+def counted(function: Callable[[Any], Tensor], x: Any) -> tuple[Tensor, tuple | None]:
+    """The result of a call, and how many references there are to it and to its memory; None for no plain tensor."""
     result = function(x)
     if result.__class__ is not Tensor:
         return result, None

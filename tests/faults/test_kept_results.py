@@ -255,21 +255,22 @@ def test_ownership(x):
 
         return call
 
-    assert _ownership.is_calibrated()
+    alone = _ownership.counts_of_new()
+    assert alone
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             for _ in range(3):
-                assert _ownership.called(convolution, x)[1]
-            assert _ownership.called(lambda x: convolution(x).relu_(), x)[1]
+                assert _ownership.counted(convolution, x)[1] == alone
+            assert _ownership.counted(lambda x: convolution(x).relu_(), x)[1] == alone
             for view in (
                 *VIEWS.values(),
                 weakref.ref,
                 lambda result: [result],
                 lambda result: result.untyped_storage(),
             ):
-                assert not _ownership.called(kept(view), x)[1]
+                assert _ownership.counted(kept(view), x)[1] != alone
             for result in (nn.Parameter(torch.ones(2)), torch.ones(2).as_subclass(Subclass), torch.ones(2).numpy()):
-                assert not _ownership.called(lambda _, result=result: result, x)[1]
+                assert _ownership.counted(lambda _, result=result: result, x)[1] != alone
 
 
 class Subclass(torch.Tensor):
@@ -295,15 +296,14 @@ def test_ownership_where_cpp_holds_the_tensor(x):
         holder(result)
         return result
 
-    assert _ownership.is_calibrated()
-    assert not _ownership.called(kept, x)[1]
-    assert _ownership.called(torch.clone, x)[1]
+    alone = _ownership.counts_of_new()
+    assert _ownership.counted(kept, x)[1] != alone
+    assert _ownership.counted(torch.clone, x)[1] == alone
 
 
 def test_ownership_is_not_judged_before_it_was_measured(monkeypatch, x):
+    before = _ownership.counts_of_new()
     monkeypatch.setattr(_ownership, "_counts_of_new", ())
     with FunctionMode(Kept()):
-        assert not _ownership.is_calibrated()
-        assert not _ownership.called(torch.clone, x)[1]
-    assert _ownership.is_calibrated()
-    assert _ownership.called(torch.clone, x)[1]
+        assert _ownership.counts_of_new() == ()
+    assert _ownership.counts_of_new() == before
