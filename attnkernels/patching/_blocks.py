@@ -21,7 +21,7 @@ from ..layers._fusing import has_its, is_bare, left_to_pytorch, method_owner, po
 from ..layers._guard import Guard
 from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
-from ._dispatch import backend_of, is_served
+from ._dispatch import FLAG, backend_of, is_served
 from ._excitation import excitation_inside, keep_only_if_patched
 from ._ownership import counted, counts_of_new, dispatch_modes, function_modes
 
@@ -148,11 +148,10 @@ def _cache(
     if left_to_pytorch(x):
         return None
     backend = backend_of(block)
-    counts = counts_of_new()
-    if not counts or not backends.takes_cpu_kernels(OP, x, backend):
+    if not backends.takes_cpu_kernels(OP, x, backend):
         return None
-    found = pattern_of(block)
-    if isinstance(found, str) or not is_served(found.fused[-1]):
+    counts, found = counts_of_new(), pattern_of(block)
+    if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
         return None
     norm, excitation = found.fused[0], found.fused[-1]
     modes = (norm, *watched)
@@ -168,7 +167,7 @@ def _cache(
             (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
             (norm.__dict__, "eps"),
             *((module.__dict__, "training") for module in modes),
-            *((excitation.__dict__, name) for name in found.excitation.own),
+            *((excitation.__dict__, name) for name in (FLAG, *found.excitation.own)),
             *found.excitation.methods_of(excitation),
         ],
         (),

@@ -263,11 +263,17 @@ def test_what_was_replaced_is_not_kept_alive(x):
 
 
 def test_an_excitation_unpatched_or_excluded_is_not_passed_by(x):
-    block = made("regnet")
+    block, other = made("regnet"), timm.layers.SEModule(16)
     attnkernels.patch(block)
+    attnkernels.patch(other)  # keeps the dispatcher on the class of the excitation
     run(block, x)
     attnkernels.unpatch(block.se)
+    for _ in range(2):
+        assert run(block, x)[1] == []
+    attnkernels.unpatch(other)
     assert run(block, x)[1] == []
+    attnkernels.patch(block)
+    assert run(block, x)[1] == [BLOCK]
     block = made("regnet")
     assert not attnkernels.patch(block, exclude=timm.layers.SEModule).replaced
     attnkernels.patch(block, include="se")
