@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from .. import backends
 from ..ops._registry import overload
 from ..ops.squeeze_excite.contract import ACTIVATION, GATE
-from ._fusing import affine, is_bare, pointwise_name, qualified_name
-from ._look import current, keep
+from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
+from ._guard import cache, match
 
 OP = "squeeze_excite"
 _operator = overload("cpu", OP)
@@ -23,9 +24,11 @@ class Excitation(NamedTuple):
     weights: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]
     activation: str
     gate: str
+    own: tuple[str, ...] = ()  # attributes of the module itself that decide whether the op computes what it does
+    methods: tuple[str, ...] = ()  # methods of its class, besides the forward, that do
 
     def tensors(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the weights are, for a look."""
+        """Where the weights are, for a guard."""
         reduce, expand = self.layers
         absent: dict[str, Any] = {"weight": None, "bias": None}
         return [
@@ -34,13 +37,23 @@ class Excitation(NamedTuple):
             for name in ("weight", "bias")
         ]
 
+    def methods_of(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
+        """Where the methods are that must not change, for a guard."""
+        return [(method_owner(method, type(module)).__dict__, method) for method in self.methods]
+
     def codes(self) -> tuple[int, int]:
         """The integers by which the operators know activation and gate."""
         return ACTIVATION[self.activation], GATE[self.gate]
 
 
 def excitation(
-    module: nn.Module, reduce: str | None, activation: str | None, expand: str, gate: str
+    module: nn.Module,
+    reduce: str | None,
+    activation: str | None,
+    expand: str,
+    gate: str,
+    own: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
 ) -> Excitation | str:
     """The op's weights and pointwise functions, from a module's children of these names; a reason where it cannot run.
 
@@ -50,6 +63,8 @@ def excitation(
         activation: the name of what stands between the layers; None for a single-layer excitation.
         expand: the last fully connected layer's name.
         gate: the gate's name.
+        own: as in Excitation.
+        methods: as in Excitation.
     """
     children = module._modules
     reduce_layer = reduce_weight = reduce_bias = None
@@ -70,7 +85,8 @@ def excitation(
     gate_name = _pointwise(children.get(gate), GATE)
     if gate_name is None:
         return _not_bare(gate, children.get(gate), "a sigmoid or hard sigmoid")
-    return Excitation((reduce_layer, expand_layer), (reduce_weight, reduce_bias, *weights), activation_name, gate_name)
+    weights = (reduce_weight, reduce_bias, *weights)
+    return Excitation((reduce_layer, expand_layer), weights, activation_name, gate_name, own, methods)
 
 
 def _pointwise(child: nn.Module | None, known: dict[str, int]) -> str | None:
@@ -82,30 +98,27 @@ def _pointwise(child: nn.Module | None, known: dict[str, int]) -> str | None:
 
 def _not_bare(name: str, child: nn.Module | None, expected: str) -> str:
     if child is not None and not is_bare(child):
-        return f"its {name} carries hooks or a forward of its own, which a fused call would pass by"
+        return f"its {name} {NOT_BARE}"
     got = "none" if child is None else qualified_name(child.__class__)
     return f"its {name} is not {expected} ({got})"
 
 
 def excited(module: nn.Module, x: Tensor) -> Tensor | None:
-    """The operator on x by what the module saw; None where this call has to be considered anew."""
-    look = current(module, x)
-    if look is None:
+    """The operator on x by the module's guard; None where this call has to be considered by name."""
+    guard = match(module, x)
+    if guard is None:
         return None
     try:
-        return _operator(x, *look.tensors(), *look.arguments)[0]
+        return _operator(x, *guard.tensors(), *guard.arguments)[0]
     except (RuntimeError, LookupError):
         return None  # the operator checks as the function does, which will say what is wrong, or do without
 
 
-def remember(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> None:
-    """Let the next calls of the module go by what was found, where they may."""
-    if backends.takes_cpu_kernels(OP, x, backend):
-        no_residual, no_output_activation = None, 0
-        arguments = (no_residual, *found.codes(), no_output_activation)
-        keep(module, module._modules.values(), found.tensors(), settings_of(module), arguments)
-
-
-def settings_of(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The attributes of an upstream module that decide whether the op computes what it does."""
-    return [(module, "add_maxpool")] if "add_maxpool" in module.__dict__ else []
+def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> bool:
+    """Let the next calls of the module go by what was found in this one on `x`; False where they may not."""
+    if not backends.takes_cpu_kernels(OP, x, backend):
+        return False
+    no_residual, no_output_activation = None, 0
+    arguments = (no_residual, *found.codes(), no_output_activation)
+    methods = found.methods_of(module)
+    return cache(module, module._modules.values(), found.tensors(), methods, found.own, arguments) is not None

@@ -2,14 +2,19 @@
 
 A fused op reads the children's weights and never calls the children, so whatever hangs on their calls would be lost:
 hooks (spectral_norm, pruning, feature extraction, FLOP counters, FSDP), a child of another class (LoRA, quantised,
-parametrised), a forward replaced on the instance (offloading). Each is checked at every call, because each may be added
-later; the chain of children then runs as it always did. So it does while something records the calls or differentiates
-them by other means than reverse mode: torch.compile fuses the plain formula better than an opaque op.
+parametrised), a forward replaced on the instance (offloading) or on its class (recorders). Each is checked at every
+call, because each may be added later; the chain of children then runs as it always did. So it does while something
+records the calls or differentiates them by other means than reverse mode: torch.compile fuses the plain formula better
+than an opaque op.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +27,7 @@ GLOBAL_HOOKS = (
     _module._global_backward_hooks,
     _module._global_backward_pre_hooks,
 )
+_tracing_state = torch._C._get_tracing_state
 transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
@@ -57,19 +63,54 @@ def left_to_pytorch(x: object) -> bool:
         return True
     if x.__class__ is not Tensor and x.__class__ is not nn.Parameter:
         return isinstance(x, Tensor | torch.fx.Proxy)  # anything else is bad input: the op says so
-    return torch.jit.is_tracing() or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
+    return _tracing_state() is not None or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
+
+
+def method_owner(method: str, cls: type) -> type:
+    """The class from which `cls` has a method."""
+    return next(base for base in cls.__mro__ if method in base.__dict__)
+
+
+_written: defaultdict[str, dict[type, Any]] = defaultdict(dict)
+_known_forward = _written["forward"].get
+
+
+def has_its(method: str, cls: type) -> bool:
+    """Whether a method of a class is the one that was written in it, not one that was put there from elsewhere."""
+    function: Callable | None = getattr(cls, method, None)
+    known = _written[method]
+    if function is not None and known.get(cls) is function:
+        return True
+    namespace = getattr(function, "__globals__", None)
+    if namespace is None:
+        return False
+    owner = method_owner(method, cls)
+    if namespace.get("__name__") != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{method}":
+        return False
+    # Classes that live as long as the process are remembered; those that are made on the way, as by parametrisations,
+    # are not to be kept alive.
+    if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
+        known[cls] = function
+    return True
+
+
+NOT_BARE = "carries hooks or a forward of its own, which a fused call would pass by"
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether calling the module is no more than its class's forward: no hooks, no forward of the instance's own."""
+    """Whether calling the module is no more than the forward written in its class: no hooks, no other forward."""
     state = module.__dict__
-    return not (
+    if (
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
-    )
+    ):
+        return False
+    cls = type(module)
+    known = _known_forward(cls)
+    return True if known is not None and known is cls.forward else has_its("forward", cls)
 
 
 def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
@@ -77,6 +118,8 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
     if layer is None or not is_bare(layer):
         return None
     if layer.__class__ is nn.Conv2d:
+        if "_conv_forward" in layer.__dict__:
+            return None
         if layer.kernel_size != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0) or layer.groups != 1:
             return None
     elif layer.__class__ is not nn.Linear:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _checks, squeeze_excite
-from ._excitation import excitation, excited, remember
+from ._excitation import cache_excitation, excitation, excited
 from ._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name
 from ._upstream_keys import as_convolutions, rename
 
@@ -88,7 +88,7 @@ class SqueezeExcite(nn.Module):
             return self._children_in_turn(x)
         found = excitation(self, "fc1", "act", "fc2", "gate")
         if not isinstance(found, str) and are_ordinary(*found.weights):
-            remember(self, x, found)
+            cache_excitation(self, x, found)
             return squeeze_excite(x, *found.weights, activation=found.activation, gate=found.gate)
         act, gate = self.act, self.gate
         reduce, expand = affine(self.fc1), affine(self.fc2)

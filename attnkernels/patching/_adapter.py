@@ -15,11 +15,12 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType
 
 from torch import nn
 
 from ..layers._fusing import qualified_name
+from ._dispatch import Serve, is_wrapped_by_others, original_forward, takes_one_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class Adapter:
         fingerprints: of the upstream forwards that this adapter was written for.
         arguments: reads from a module what `forward` gives to the op, or says why the op cannot take this module. It is
             asked when the module is patched and again at each call, as modules may be changed in between.
-        forward: the forward of the swapped class, with the parameters of the upstream one. Where the op cannot run, it
-            calls `stock(self, ...)`.
-        fuses: what of the module the op computes, in words.
+        forward: what a patched module runs: called with the module, the original forward and the input. Where the op
+            cannot run, it returns `original(self, x)`.
+        fuses: what of the module the op computes, in words, or a function that says it of a module.
         within: finds in the module the attention module that has to be replaced as well for this adapter to apply.
         methods: the methods that the upstream forward consists of, which the fingerprint covers.
     """
@@ -44,17 +45,26 @@ class Adapter:
     originals: tuple[str, ...]
     fingerprints: frozenset[str]
     arguments: Callable[[nn.Module], tuple | str]
-    forward: Callable[..., Any]
-    fuses: str = "the module"
+    forward: Serve
+    fuses: str | Callable[[nn.Module], str] = "the module"
     within: Callable[[nn.Module], nn.Module | None] | None = None
     methods: tuple[str, ...] = ("forward",)
 
 
-@functools.cache
 def source_fingerprint(function: Callable) -> str:
-    """The fingerprint of one function; empty where its source cannot be read."""
+    """The fingerprint of one function; empty where its source cannot be read.
+
+    That of a function which wraps another one is the wrapper's own.
+    """
+    code = getattr(function, "__code__", None)
+    return _code_fingerprint(code) if isinstance(code, CodeType) else ""
+
+
+# By the code, because a function would keep alive whatever it closes over, and a bound method its module.
+@functools.cache
+def _code_fingerprint(code: CodeType) -> str:
     try:
-        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        definition = ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
     except (OSError, TypeError, SyntaxError):
         return ""
     if not isinstance(definition, ast.FunctionDef):
@@ -67,8 +77,8 @@ def source_fingerprint(function: Callable) -> str:
 
 
 def fingerprint(cls: type, methods: tuple[str, ...] = ("forward",)) -> str:
-    """The fingerprint of a class's methods; a part is empty where the source cannot be read."""
-    return " ".join(source_fingerprint(getattr(cls, method)) for method in methods)
+    """The fingerprint of a class's methods without dispatchers; a part is empty where the source cannot be read."""
+    return " ".join(source_fingerprint(original_forward(getattr(cls, method))) for method in methods)
 
 
 def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | None, str]:
@@ -85,7 +95,10 @@ def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | Non
         for method in adapter.methods:
             if getattr(cls, method) is not getattr(base, method):
                 return adapter, f"a subclass of {qualified_name(base)} with a {method} of its own"
-        if fingerprint(base, adapter.methods) not in adapter.fingerprints:
+        if any(is_wrapped_by_others(getattr(base, method)) for method in adapter.methods):
+            return adapter, "its forward is wrapped by something else, which a fused call would pass by"
+        known = fingerprint(base, adapter.methods) in adapter.fingerprints
+        if not known or not takes_one_input(original_forward(base.forward)):
             return adapter, "its forward is not the one this was written for (another version of the library?)"
         return adapter, ""
     return None, ""

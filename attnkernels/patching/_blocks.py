@@ -12,68 +12,95 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import backends
-from ..layers._excitation import OP, Excitation, settings_of
-from ..layers._fusing import is_bare, left_to_pytorch, pointwise_name, qualified_name
-from ..layers._look import Look, current, keep
+from ..layers import _guard
+from ..layers._excitation import OP, Excitation
+from ..layers._fusing import has_its, is_bare, left_to_pytorch, method_owner, pointwise_name, qualified_name
+from ..layers._guard import Guard
 from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
-from ._excitation import excitation_inside
-from ._swap import swap_of
+from ._dispatch import FLAG, backend_of, is_served
+from ._excitation import excitation_inside, keep_only_if_patched
+from ._ownership import counted, counts_of_new, dispatch_modes, function_modes
 
 _operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
 
 # What these return is new memory at each call.
 _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
+_conv2d = F.conv2d
 _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
 _BATCH_NORM_ACT_FORWARDS = frozenset({"0d7e1b90863ee56a"})
 
 
-class Chain(NamedTuple):
+class Pattern(NamedTuple):
     """The modules of a block around its excitation, in the order in which they are called."""
 
-    before: tuple[nn.Module, ...]  # the last is the convolution
+    before: tuple[nn.Module, ...]
+    convolution: nn.Module
     fused: tuple[nn.Module, ...]  # what the operator stands for: first the normalisation, last the excitation
     after: tuple[nn.Module, ...]
     around: tuple[nn.Module, ...]  # other modules whose calls are passed by
     norm_activation: str | None
     excitation: Excitation
+    counts: tuple = ()  # what is counted of the convolution's result where it may be written over
+
+    def norm_tensors(self) -> list[tuple[dict, str]]:
+        """Where the normalisation's tensors are."""
+        norm = self.fused[0]
+        return [
+            (norm._buffers, "running_mean"),
+            (norm._buffers, "running_var"),
+            (norm._parameters, "weight"),
+            (norm._parameters, "bias"),
+        ]
 
 
-def chain(
+PatternOf = Callable[[nn.Module], Pattern | str]
+
+
+def pattern(
     head: Sequence[nn.Module],
     parent: nn.Module,
     name: str,
     after: Iterable[nn.Module] = (),
     around: Iterable[nn.Module] = (),
-) -> Chain | str:
-    """The chain of a block; a reason where the operator cannot stand for a part of it.
+) -> Pattern | str:
+    """The pattern of a block; a reason where the operator cannot stand for a part of it.
 
     Args:
         head: what is called before the excitation.
         parent: the module whose child the excitation is.
         name: that child's name.
-        after: as in Chain.
-        around: as in Chain.
+        after: as in Pattern.
+        around: as in Pattern.
     """
     found = excitation_inside(parent, name)
     if isinstance(found, str):
         return found
     around = tuple(around)
-    last = max((i for i, module in enumerate(head) if isinstance(module, nn.Conv2d)), default=-1)
-    before, between = head[: last + 1], head[last + 1 :]
-    activations = _activations(between)
-    if (
-        activations is None
-        or not before
-        or qualified_name(before[-1].__class__) not in _CONVOLUTIONS
-        or not all(map(is_bare, (before[-1], *around)))
-    ):
-        return f"its {name} does not follow a bare convolution, batch normalisation and activation"
-    activation = activations[0] if activations else None
-    return Chain(tuple(before), (*between, parent._modules[name]), tuple(after), around, activation, found)
+    last = max((i for i, module in enumerate(head) if isinstance(module, nn.Conv2d)), default=None)
+    if last is not None:
+        before, convolution, between = head[:last], head[last], head[last + 1 :]
+        activations = _activations(between)
+        if activations is not None and _is_pristine(convolution) and all(map(is_bare, around)):
+            activation = activations[0] if activations else None
+            fused = (*between, parent._modules[name])
+            return Pattern(tuple(before), convolution, fused, tuple(after), around, activation, found)
+    return f"its {name} does not follow a bare convolution, batch normalisation and activation"
+
+
+def _is_pristine(convolution: nn.Module) -> bool:
+    """Whether what a convolution returns is new memory at each call: no part of its call was replaced."""
+    return (
+        qualified_name(convolution.__class__) in _CONVOLUTIONS
+        and is_bare(convolution)
+        and "_conv_forward" not in convolution.__dict__
+        and has_its("_conv_forward", convolution.__class__)
+        and F.conv2d is _conv2d
+    )
 
 
 def _activations(between: Sequence[nn.Module]) -> list[str] | None:
@@ -93,73 +120,88 @@ def _activations(between: Sequence[nn.Module]) -> list[str] | None:
     return names if norm.running_mean is not None and all(map(is_bare, (norm, *rest))) else None
 
 
-def look_anew(
+def match(
     block: nn.Module,
     x: Tensor,
-    chain_of: Callable[[nn.Module], Chain | str],
+    pattern_of: PatternOf,
     output_activation: str | None = None,
-    watched: Iterable[nn.Module] = (),
-) -> Look | None:
-    """A block's look, with its chain as `extra`, for this call and those to come; None where it may not go by one.
+    watched: Callable[[nn.Module], Iterable[nn.Module]] = lambda block: (),
+) -> Guard | None:
+    """The block's guard, with its pattern as `extra`, for this call; None where the operator must not run in it.
 
     Args:
         block: the patched block.
         x: its input.
-        chain_of: finds the chain.
+        pattern_of: finds the pattern.
         output_activation: what the operator does last.
-        watched: modules that must not be in training mode, as the normalisation.
+        watched: finds the block's modules that must not be in training mode, as the normalisation.
     """
-    if left_to_pytorch(x) or not backends.takes_cpu_kernels(OP, x, block._attnkernels.backend):
+    guard = _guard.match(block, x)
+    if guard is None:
+        guard = _cache(block, x, pattern_of, output_activation, watched(block))
+    return None if guard is None or dispatch_modes() or function_modes() else guard
+
+
+def _cache(
+    block: nn.Module, x: Tensor, pattern_of: PatternOf, output_activation: str | None, watched: Iterable[nn.Module]
+) -> Guard | None:
+    if left_to_pytorch(x):
         return None
-    found = chain_of(block)
-    if isinstance(found, str) or swap_of(found.fused[-1]) is None:
+    backend = backend_of(block)
+    if not backends.takes_cpu_kernels(OP, x, backend):
+        return None
+    counts, found = counts_of_new(), pattern_of(block)
+    if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
         return None
     norm, excitation = found.fused[0], found.fused[-1]
     modes = (norm, *watched)
     if any(module.training for module in modes):
         return None
-    norm_tensors = [
-        (norm._buffers, "running_mean"),
-        (norm._buffers, "running_var"),
-        (norm._parameters, "weight"),
-        (norm._parameters, "bias"),
-    ]
-    passed = [*found.around, found.before[-1], *(child for module in found.fused for child in module.modules())]
-    return keep(
+    codes = (NORM_ACTIVATION[found.norm_activation], *found.excitation.codes(), OUTPUT_ACTIVATION[output_activation])
+    guard = _guard.cache(
         block,
-        passed,
-        [*norm_tensors, *found.excitation.tensors()],
-        [(norm, "eps"), *((module, "training") for module in modes), *settings_of(excitation)],
-        (
-            norm.eps,
-            NORM_ACTIVATION[found.norm_activation],
-            *found.excitation.codes(),
-            OUTPUT_ACTIVATION[output_activation],
-        ),
-        found,
+        [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],
+        [*found.norm_tensors(), *found.excitation.tensors()],
+        [
+            (F.__dict__, "conv2d"),
+            (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
+            (norm.__dict__, "eps"),
+            *((module.__dict__, "training") for module in modes),
+            *((excitation.__dict__, name) for name in (FLAG, *found.excitation.own)),
+            *found.excitation.methods_of(excitation),
+        ],
+        (),
+        (norm.eps, *codes),
+        found._replace(counts=counts),
     )
+    keep_only_if_patched(block, backend)
+    return guard
 
 
-def excite_over(look: Look, x: Tensor, residual: Tensor | None = None) -> bool:
+def excite_over(guard: Guard, x: Tensor, residual: Tensor | None = None) -> bool:
     """The operator over x, the convolution's result; False, and x as it was, where it refuses."""
-    epsilon, norm_activation, *codes = look.arguments
+    epsilon, norm_activation, *codes = guard.arguments
     try:
-        mean, variance, weight, bias, *weights = look.tensors()
+        mean, variance, weight, bias, *weights = guard.tensors()
         _operator(x, mean, variance, weight, bias, epsilon, norm_activation, *weights, residual, *codes)
     except (RuntimeError, LookupError):
         return False
     return True
 
 
-def through(block: nn.Module, x: Tensor, chain_of: Callable[[nn.Module], Chain | str]) -> Tensor | None:
-    """x through the whole chain of a block; None where its own forward has to run."""
-    look = current(block, x) or look_anew(block, x, chain_of)
-    if look is None:
-        return None
-    found = look.extra
+def to_convolution(found: Pattern, x: Tensor) -> tuple[Tensor, bool]:
+    """x through a pattern up to its convolution, and whether the result may be written over."""
     for module in found.before:
         x = module(x)
-    if not excite_over(look, x):
+    x, counts = counted(found.convolution, x)
+    return x, counts == found.counts
+
+
+def through(guard: Guard, x: Tensor) -> Tensor:
+    """x through the whole pattern of a block, by the guard that `match` returned."""
+    found = guard.extra
+    x, is_ours = to_convolution(found, x)
+    if not is_ours or not excite_over(guard, x):
         for module in found.fused:
             x = module(x)
     for module in found.after:
@@ -167,20 +209,33 @@ def through(block: nn.Module, x: Tensor, chain_of: Callable[[nn.Module], Chain |
     return x
 
 
-def chain_adapter(
+def block_adapter(
     original: str,
     fingerprints: set[str],
-    chain_of: Callable[[nn.Module], Chain | str],
-    forward: Callable[[nn.Module, Tensor], Tensor],
+    pattern_of: PatternOf,
+    forward: Callable[[nn.Module, Tensor, Guard], Tensor],
     within: Callable[[nn.Module], nn.Module | None],
 ) -> Adapter:
-    """The adapter of a block that only differs from its own forward where `through` takes it."""
+    """The adapter of a block that only differs from its own forward where `match` finds its pattern.
+
+    Args:
+        original: as in Adapter.
+        fingerprints: as in Adapter.
+        pattern_of: finds the pattern.
+        forward: what the block computes of its input, by the guard; it calls `through`.
+        within: as in Adapter.
+    """
+
+    def serve(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
+        guard = match(self, x, pattern_of)
+        return original(self, x) if guard is None else forward(self, x, guard)
+
     return Adapter(
         op=OP,
         originals=(original,),
         fingerprints=frozenset(fingerprints),
-        arguments=chain_of,
-        forward=forward,
+        arguments=pattern_of,
+        forward=serve,
         fuses="normalisation, activation, excitation (inference on a CPU)",
         within=within,
     )

@@ -6,25 +6,27 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..layers._excitation import OP, Excitation, excited, remember
+from ..layers._excitation import OP, Excitation, cache_excitation, excited
 from ..layers._fusing import are_ordinary, is_bare, left_to_pytorch, qualified_name
+from ..layers._guard import invalidate
 from ..ops import squeeze_excite
 from ._adapter import Adapter
-from ._swap import stock
+from ._dispatch import FLAG, Serve, backend_of
 
-# By the qualified name of the module's class, which a swapped class keeps.
-_ARGUMENTS: dict[str, Callable[[nn.Module], Excitation | str]] = {}
+Arguments = Callable[[nn.Module], Excitation | str]
+_ARGUMENTS: dict[str, Arguments] = {}  # by the qualified name of the module's class
 
 
 @functools.cache
-def _arguments_of(cls: type) -> Callable[[nn.Module], Excitation | str] | None:
+def _arguments_of(cls: type) -> Arguments | None:
     return _ARGUMENTS.get(qualified_name(cls))
 
 
 def excitation_inside(block: nn.Module, name: str) -> Excitation | str:
-    """The same of a block's child of this name, a bare module on [N, C, H, W]; a reason where it is not."""
+    """What the op takes from a block's child of this name, a bare module on [N, C, H, W]; a reason where it is not."""
     module = block._modules.get(name)
     arguments = _arguments_of(module.__class__)
     if arguments is None or not is_bare(module):
@@ -40,28 +42,37 @@ def is_excitation(module: nn.Module | None) -> bool:
 def excitation_adapter(
     original: str,
     fingerprint: str,
-    arguments: Callable[[nn.Module], Excitation | str],
-    forward: Callable[[nn.Module, Tensor], Tensor],
+    arguments: Arguments,
+    forward: Callable[[Arguments], Serve] | None = None,
     methods: tuple[str, ...] = ("forward",),
 ) -> Adapter:
-    """The adapter of a squeeze-and-excitation module."""
-    if forward in (forward_x, forward_input):  # one on [N, C, H, W]
+    """The adapter of a squeeze-and-excitation module.
+
+    Args:
+        original: as in Adapter.
+        fingerprint: as in Adapter.
+        arguments: as in Adapter.
+        forward: makes the adapter's forward of `arguments`; None for a module on [N, C, H, W].
+        methods: as in Adapter.
+    """
+    if forward is None:
         _ARGUMENTS[original] = arguments
+        forward = _forward
     return Adapter(
         op=OP,
         originals=(original,),
         fingerprints=frozenset({fingerprint}),
         arguments=arguments,
-        forward=forward,
+        forward=forward(arguments),
         methods=methods,
     )
 
 
-def arguments_for(module: nn.Module, x: Tensor) -> Excitation | None:
-    """The adapter's arguments where this call of the module may be fused; None where the stock forward has to run."""
+def fusable(module: nn.Module, x: Tensor, arguments: Arguments) -> Excitation | None:
+    """The op's arguments where this call of the module may be fused; None where the original forward has to run."""
     if left_to_pytorch(x) or x.dim() != 4:
         return None
-    found = module._attnkernels.adapter.arguments(module)
+    found = arguments(module)
     if found.__class__ is str or not are_ordinary(*found.weights):
         return None
     return found
@@ -74,18 +85,33 @@ def excite(x: Tensor, found: Excitation, backend: str, **epilogue: Any) -> Tenso
     )  # fmt: skip
 
 
-def forward_x(self: nn.Module, x: Tensor) -> Tensor:
-    """The swapped forward of a module on [N, C, H, W]."""
-    y = excited(self, x)
-    if y is not None:
-        return y
-    found = arguments_for(self, x)
-    if found is None:
-        return stock(self, x)
-    remember(self, x, found, self._attnkernels.backend)
-    return excite(x, found, self._attnkernels.backend)
+def are_dense(found: Excitation) -> bool:
+    """Whether no weight became sparse after the module was patched: the op refuses it, PyTorch's own layers may not."""
+    return all(weight is None or weight.layout is torch.strided for weight in found.weights)
 
 
-def forward_input(self: nn.Module, input: Tensor) -> Tensor:
-    """The same, under torchvision's name for the parameter."""
-    return forward_x(self, input)
+def keep_only_if_patched(module: nn.Module, backend: str) -> None:
+    """Drop the guard that a call has just cached, where another thread has unpatched or changed the module since."""
+    if module.__dict__.get(FLAG) != backend:
+        invalidate(module)
+
+
+def _forward(arguments: Arguments) -> Serve:
+    def forward(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
+        y = excited(self, x)
+        if y is not None:
+            return y
+        found = fusable(self, x, arguments)
+        if found is None:
+            return original(self, x)
+        backend = backend_of(self)
+        if cache_excitation(self, x, found, backend):
+            keep_only_if_patched(self, backend)
+        try:
+            return excite(x, found, backend)
+        except TypeError:
+            if are_dense(found):
+                raise
+            return original(self, x)
+
+    return forward

@@ -7,15 +7,18 @@ comes after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ..layers._excitation import OP, Excitation
 from ..layers._fusing import is_bare, pointwise_name, qualified_name
-from ..layers._look import current
+from ..layers._guard import Guard
 from ._adapter import Adapter, fingerprint
-from ._blocks import Chain, chain, chain_adapter, excite_over, look_anew, through
-from ._excitation import arguments_for, excitation_inside, excite
-from ._swap import stock, swap_of
+from ._blocks import Pattern, block_adapter, excite_over, match, pattern, through, to_convolution
+from ._dispatch import backend_of, is_served
+from ._excitation import excitation_inside, excite, fusable
+from ._weights import unusual
 
 _DROP_PATH = "timm.layers.drop.DropPath"
 _CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
@@ -42,32 +45,38 @@ def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str
             return f"its drop_path is a {qualified_name(drop_path.__class__)}, the excitation alone is replaced"
         return excitation_inside(block, se)
 
-    def chain_of(block: nn.Module) -> Chain | str:
+    def pattern_of(block: nn.Module) -> Pattern | str:
         obstacle = arguments(block)
         if isinstance(obstacle, str):
             return obstacle
         head = [block._modules[step] for step in steps]
-        return chain(head, block, se, around=(block._modules[act], *_drop_path(block)))
+        return pattern(head, block, se, around=(block._modules[act], *_drop_path(block)))
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def fuses(block: nn.Module) -> str:
+        found = pattern_of(block)
+        alone = isinstance(found, str) or unusual(block, found)
+        return f"{se}, residual sum, {act}" + ("" if alone else "; in inference on a CPU the normalisation as well")
+
+    def forward(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
         children = self._modules
-        look = current(self, x) or look_anew(self, x, chain_of, "relu", _drop_path(self))
-        if look is not None:
-            before, rest = look.extra.before, look.extra.fused
+        guard = match(self, x, pattern_of, "relu", _drop_path)
+        if guard is not None:
+            rest = guard.extra.fused
+            branch, is_ours = to_convolution(guard.extra, x)
         else:
-            found = arguments_for(self, x)
-            if found is None or swap_of(children[se]) is None or _drops(children.get("drop_path")):
-                return stock(self, x)
-            before, rest = [children[step] for step in steps], [children[se]]
-        branch = x
-        for module in before:
-            branch = module(branch)
+            found = fusable(self, x, arguments)
+            if found is None or not is_served(children[se]) or _drops(children.get("drop_path")):
+                return original(self, x)
+            rest = [children[se]]
+            branch = x
+            for step in steps:
+                branch = children[step](branch)
         shortcut = x if self.downsample is None else self.downsample(x)
-        if look is not None:
-            if excite_over(look, branch, shortcut):
+        if guard is not None:
+            if is_ours and excite_over(guard, branch, shortcut):
                 return branch
         elif shortcut.shape == branch.shape and shortcut.dtype == branch.dtype:
-            return excite(branch, found, self._attnkernels.backend, residual=shortcut, output_activation="relu")
+            return excite(branch, found, backend_of(self), residual=shortcut, output_activation="relu")
         for module in rest:
             branch = module(branch)
         branch += shortcut
@@ -79,7 +88,7 @@ def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str
         fingerprints=frozenset({forward_fingerprint}),
         arguments=arguments,
         forward=forward,
-        fuses=f"{se}, residual sum, {act}; in inference on a CPU the normalisation as well",
+        fuses=fuses,
         within=lambda block: block._modules.get(se),
     )
 
@@ -108,36 +117,32 @@ def _inverted_block(original: str, fingerprints: set[str], head: str, after: str
         after: names of the children called after it.
     """
 
-    def chain_of(block: nn.Module) -> Chain | str:
+    def pattern_of(block: nn.Module) -> Pattern | str:
         def named(names: str) -> list[nn.Module]:
             return [child for name in names.split() if (child := block._modules.get(name)) is not None]
 
-        return chain(named(head), block, "se", named(after))
+        return pattern(named(head), block, "se", named(after))
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        result = through(self, x, chain_of)
-        if result is None:
-            return stock(self, x)
-        return self.drop_path(result) + x if self.has_skip else result
+    def forward(block: nn.Module, x: Tensor, guard: Guard) -> Tensor:
+        result = through(guard, x)
+        return block.drop_path(result) + x if block.has_skip else result
 
-    return chain_adapter(original, fingerprints, chain_of, forward, _se)
+    return block_adapter(original, fingerprints, pattern_of, forward, _se)
 
 
-def _regnet_chain(block: nn.Module) -> Chain | str:
+def _regnet_pattern(block: nn.Module) -> Pattern | str:
     inner = block.conv2
     if qualified_name(inner.__class__) != _CONV_NORM_ACT or fingerprint(inner.__class__) not in _CONV_NORM_ACT_FORWARDS:
         return f"its conv2 is not the {_CONV_NORM_ACT} this was written for"
     steps = (block.conv1, *(inner._modules.get(name) for name in ("conv", "bn", "aa")))
-    return chain([step for step in steps if step is not None], block, "se", (block.conv3,), (inner,))
+    return pattern([step for step in steps if step is not None], block, "se", (block.conv3,), (inner,))
 
 
-def _forward_regnet(self: nn.Module, x: Tensor) -> Tensor:
-    result = through(self, x, _regnet_chain)
-    if result is None:
-        return stock(self, x)
-    if self.downsample is not None:
-        result = self.drop_path(result) + self.downsample(x)
-    return self.act3(result)
+def _regnet(block: nn.Module, x: Tensor, guard: Guard) -> Tensor:
+    result = through(guard, x)
+    if block.downsample is not None:
+        result = block.drop_path(result) + block.downsample(x)
+    return block.act3(result)
 
 
 def _se(block: nn.Module) -> nn.Module | None:
@@ -185,5 +190,5 @@ ADAPTERS = (
         head="conv_s2d bn_s2d conv_dw bn1 aa",
         after="conv_pw bn2",
     ),
-    chain_adapter("timm.models.regnet.Bottleneck", {"e43c705d3ddaefeb"}, _regnet_chain, _forward_regnet, _se),
+    block_adapter("timm.models.regnet.Bottleneck", {"e43c705d3ddaefeb"}, _regnet_pattern, _regnet, _se),
 )

@@ -6,14 +6,16 @@ called as the modules that they are, so their hooks run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import is_bare, left_to_pytorch, qualified_name
+from ..layers._fusing import NOT_BARE, is_bare, left_to_pytorch, qualified_name
 from ..ops import selective_kernel
 from ..ops.selective_kernel.contract import MAX_BRANCHES
 from ._adapter import Adapter, fingerprint
-from ._swap import stock
+from ._dispatch import backend_of
 
 _ATTENTION = "timm.layers.selective_kernel.SelectiveKernelAttn"
 _ATTENTION_FORWARDS = frozenset({"1195856e8cf7c26a"})
@@ -26,7 +28,7 @@ def _replaceable(name: str, child: nn.Module | None, original: str, forwards: fr
     if child is None or qualified_name(child.__class__) != original or fingerprint(child.__class__) not in forwards:
         return f"its {name} is not the {original} this was written for"
     if not is_bare(child):
-        return f"its {name} carries hooks or a forward of its own, which a fused call would pass by"
+        return f"its {name} {NOT_BARE}"
     return ""
 
 
@@ -36,9 +38,9 @@ def _selective_kernel(module: nn.Module) -> tuple | str:
     return _replaceable("attn", module._modules.get("attn"), _ATTENTION, _ATTENTION_FORWARDS) or ()
 
 
-def _forward_selective_kernel(self: nn.Module, x: Tensor) -> Tensor:
+def _forward_selective_kernel(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
     if left_to_pytorch(x) or isinstance(_selective_kernel(self), str):
-        return stock(self, x)
+        return original(self, x)
     inputs = [x] * len(self.paths)
     if self.split_input:
         inputs = torch.split(x, self.in_channels // self.num_paths, 1)
@@ -49,7 +51,7 @@ def _forward_selective_kernel(self: nn.Module, x: Tensor) -> Tensor:
         logits = attn.fc_select(attn.act(attn.bn(attn.fc_reduce(pooled[:, :, None, None]))))
         return logits.view(pooled.shape[0], len(branches), pooled.shape[1])
 
-    return selective_kernel(branches, attention, backend=self._attnkernels.backend)
+    return selective_kernel(branches, attention, backend=backend_of(self))
 
 
 def _split_attention(module: nn.Module) -> tuple | str:
@@ -60,10 +62,10 @@ def _split_attention(module: nn.Module) -> tuple | str:
     return _replaceable("rsoftmax", module._modules.get("rsoftmax"), _RADIX_SOFTMAX, _RADIX_SOFTMAX_FORWARDS) or ()
 
 
-def _forward_split_attention(self: nn.Module, x: Tensor) -> Tensor:
-    """Its result keeps x's memory format, where the stock forward returns contiguous memory always."""
+def _forward_split_attention(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
+    """Its result keeps x's memory format, where the original forward returns contiguous memory always."""
     if left_to_pytorch(x) or isinstance(_split_attention(self), str):
-        return stock(self, x)
+        return original(self, x)
     x = self.act0(self.drop(self.bn0(self.conv(x))))
     samples, channels, height, width = x.shape
 
@@ -74,7 +76,7 @@ def _forward_split_attention(self: nn.Module, x: Tensor) -> Tensor:
         return by_group.transpose(1, 2).reshape(samples, self.radix, -1)
 
     branches = x.reshape(samples, self.radix, channels // self.radix, height, width)
-    return selective_kernel(branches, attention, backend=self._attnkernels.backend)
+    return selective_kernel(branches, attention, backend=backend_of(self))
 
 
 ADAPTERS = (

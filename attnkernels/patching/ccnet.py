@@ -7,13 +7,15 @@ forward and of the function that makes its mask; anything else under that name i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..layers._fusing import is_bare, left_to_pytorch, qualified_name
 from ..ops import criss_cross_attention
 from ._adapter import Adapter, source_fingerprint
-from ._swap import stock
+from ._dispatch import backend_of
 
 # INF(B, H, W), the mask of the official code: on the current GPU, or on the CPU as many copies have it.
 _MASKS = frozenset({"430a40ddec5c3193", "335d54287b8bd140"})
@@ -52,25 +54,25 @@ def _mmcv(module: nn.Module) -> tuple | str:
     return ()
 
 
-def _attended(self: nn.Module, x: Tensor) -> Tensor | None:
-    """The attention of a patched module; None where its stock forward has to run."""
+def _attended(self: nn.Module, x: Tensor, obstacle: Callable[[nn.Module], tuple | str]) -> Tensor | None:
+    """The attention of a patched module; None where its original forward has to run."""
     # Unlike squeeze-and-excitation, a compiled model gains from the op: the compiler would store all energies.
     if (not torch.compiler.is_compiling() and left_to_pytorch(x)) or x.dim() != 4:
         return None
-    if not torch.compiler.is_compiling() and isinstance(self._attnkernels.adapter.arguments(self), str):
+    if not torch.compiler.is_compiling() and isinstance(obstacle(self), str):
         return None
     query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
-    return criss_cross_attention(query, key, value, backend=self._attnkernels.backend)
+    return criss_cross_attention(query, key, value, backend=backend_of(self))
 
 
-def _forward_official(self: nn.Module, x: Tensor) -> Tensor:
-    out = _attended(self, x)
-    return stock(self, x) if out is None else self.gamma * out + x
+def _forward_official(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
+    out = _attended(self, x, _official)
+    return original(self, x) if out is None else self.gamma * out + x
 
 
-def _forward_mmcv(self: nn.Module, x: Tensor) -> Tensor:
-    out = _attended(self, x)
-    return stock(self, x) if out is None else (self.gamma(out) + x).contiguous()
+def _forward_mmcv(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
+    out = _attended(self, x, _mmcv)
+    return original(self, x) if out is None else (self.gamma(out) + x).contiguous()
 
 
 ADAPTERS = (

@@ -11,10 +11,10 @@ class Replaced:
     """A module that an op now serves.
 
     Attributes:
-        name: dotted name in the model; empty for the model itself.
+        name: dotted name in the model, the first where it has several; empty for the model itself.
         original: qualified name of its class.
         op: the function that runs.
-        backend: the wall it runs on, by the device of the module's parameters at the time.
+        backend: the backend it runs on, by the device of the module's parameters at the time.
         fuses: what of the module the op computes.
     """
 
@@ -30,7 +30,7 @@ class Skipped:
     """A module of a class that is recognised, but which was left alone.
 
     Attributes:
-        name: dotted name in the model; empty for the model itself.
+        name: dotted name in the model, the first where it has several; empty for the model itself.
         original: qualified name of its class.
         reason: why it was left alone.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ import torchvision
 from torch import nn
 
 from attnkernels.patching import _excitation
+from attnkernels.patching._dispatch import release
 
 
 def tiny_seresnet(block: str = "basic", **options) -> nn.Module:
@@ -66,6 +68,18 @@ def exact(model: nn.Module) -> nn.Module:
             if type(child) is nn.Hardsigmoid:
                 setattr(parent, name, ExactHardsigmoid())
     return model
+
+
+@pytest.fixture
+def own_forwards():
+    """Classes run their own forwards when the test starts, whatever tests before it have left patched."""
+    kinds = {id(cls) for cls in _subclasses(nn.Module)}
+    release([module for module in gc.get_objects() if id(type(module)) in kinds])
+
+
+def _subclasses(cls: type) -> set[type]:
+    direct = type.__subclasses__(cls)
+    return {cls}.union(*map(_subclasses, direct)) if direct else {cls}
 
 
 @pytest.fixture

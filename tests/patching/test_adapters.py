@@ -1,4 +1,4 @@
-"""What each adapter accepts, and when a patched module steps back behind the stock forward."""
+"""What each adapter accepts, and when a patched module steps back behind the original forward."""
 
 from __future__ import annotations
 
@@ -181,9 +181,9 @@ def test_changes_after_patching_are_honoured(change, whole_block, calls):
     block = tiny_seresnet().layer1[0].eval()  # [N, 64, H, W] -> [N, 8, H, W]
     attnkernels.patch(block, include="*" if whole_block else "se")
     CHANGES[change](block.se)
-    stock = attnkernels.unpatch(copy.deepcopy(block))
+    unpatched = attnkernels.unpatch(copy.deepcopy(block))
     x = torch.randn(2, 64, 6, 6)
-    assert torch.equal(block(x), stock(x))
+    assert torch.equal(block(x), unpatched(x))
     assert not calls
 
 
@@ -197,7 +197,7 @@ def test_supported_change_after_patching(calls):
     torch.testing.assert_close(got, attnkernels.unpatch(module)(x))
 
 
-def test_unbatched_input_runs_the_stock_forward(calls):
+def test_unbatched_input_runs_the_original_forward(calls):
     module = SqueezeExcitation(8, 4)
     x = torch.randn(8, 5, 5)
     expected = module(x)
@@ -239,7 +239,7 @@ def test_global_hooks_see_every_module(model, x, calls):
     assert not calls
 
 
-def test_drop_path_in_training_runs_the_stock_block(x, calls):
+def test_drop_path_in_training_runs_the_original_block(x, calls):
     model = tiny_seresnet(drop_path_rate=0.5).double()
     report = attnkernels.patch(model)
     assert len(report.replaced) == 10
@@ -263,7 +263,7 @@ def test_other_last_activation_leaves_the_block(x, calls):
     assert len(calls) == 5
 
 
-def test_block_without_its_excitation_patched_is_stock(model, x, calls):
+def test_block_without_its_excitation_patched_runs_its_own_forward(model, x, calls):
     report = attnkernels.patch(model, exclude=SEModule)
     assert not report.replaced
     attnkernels.patch(model)
@@ -290,9 +290,9 @@ def test_shortcut_of_another_dtype(calls):
 
 def test_antialiased_and_dropped_blocks(x):
     model = tiny_seresnet("bottleneck", aa_layer=timm.layers.BlurPool2d, drop_block_rate=0.1).double()
-    stock = copy.deepcopy(model)
+    unpatched = copy.deepcopy(model)
     attnkernels.patch(model)
     torch.manual_seed(3)
-    expected = stock(x)
+    expected = unpatched(x)
     torch.manual_seed(3)
     torch.testing.assert_close(model(x), expected)

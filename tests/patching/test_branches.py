@@ -1,4 +1,4 @@
-"""patch on timm's SKNet and ResNeSt: same numbers, and when the stock forward stays."""
+"""patch on timm's SKNet and ResNeSt: same numbers, and when the original forward stays."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def results(model, x):
 def test_same_outputs_gradients_and_state(name, training, layout, ran):
     make, attentions = MODELS[name]
     torch.manual_seed(0)
-    stock = randomized(make().double()).train(training).to(memory_format=layout)
-    model = copy.deepcopy(stock)
+    unpatched = randomized(make().double()).train(training).to(memory_format=layout)
+    model = copy.deepcopy(unpatched)
     report = attnkernels.patch(model)
     assert [record.op for record in report.replaced] == ["selective_kernel"] * attentions
     assert not report.skipped
     x = torch.randn(2, 3, 48, 40, dtype=torch.float64).contiguous(memory_format=layout)
-    got, want = results(model, x), results(stock, x)
+    got, want = results(model, x), results(unpatched, x)
     assert ran == [attnkernels.available_backends()[-2]] * attentions
     for what, value in want.items():
         scale = max(value.abs().max().item(), 1.0 if what.startswith("grad") else 0.0)
         assert torch.allclose(got[what].double(), value.double(), rtol=1e-7, atol=1e-8 * scale), what
-    attnkernels.unpatch(model).load_state_dict(stock.state_dict())  # running statistics: equal but for rounding
-    assert torch.equal(model.eval()(x), stock.eval()(x))
+    attnkernels.unpatch(model).load_state_dict(unpatched.state_dict())  # running statistics: equal but for rounding
+    assert torch.equal(model.eval()(x), unpatched.eval()(x))
 
 
 def test_one_branch_is_left_alone():
@@ -86,7 +86,7 @@ def test_split_attention_by_groups(radix, groups, ran):
 
 
 @pytest.mark.parametrize("make", [lambda: SelectiveKernel(8), lambda: SplitAttn(8)])
-def test_hooks_run_and_hooks_on_what_is_fused_bring_the_stock_forward_back(make, ran):
+def test_hooks_run_and_hooks_on_what_is_fused_bring_the_original_forward_back(make, ran):
     module = patched(make())
     x, seen = torch.randn(2, 8, 6, 5), []
     inner = module.paths[0].conv if hasattr(module, "paths") else module.fc1
@@ -109,3 +109,17 @@ def test_another_attention_is_left_alone():
     module.attn = nn.Identity()
     report = attnkernels.patch(module)
     assert "its attn is not the" in report.skipped[0].reason
+
+
+@pytest.mark.parametrize("make", [lambda: SelectiveKernel(8), lambda: SplitAttn(8)])
+def test_channels_last_stays_and_flattens_to_the_same_numbers(make, ran):
+    module = make().double().eval()
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = module(x)
+        assert expected.is_contiguous()
+        got = patched(module)(x)
+    assert len(ran) == 1
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.flatten(1), expected.view(2, -1))
+    torch.testing.assert_close(got.reshape(2, -1), expected.view(2, -1))

@@ -125,12 +125,12 @@ def test_compiled_models_take_the_op_too():
     attnkernels.patch(module)
     targets = []
 
-    def look(graph, _):
+    def seen_by(graph, _):
         targets.extend(str(node.target) for node in graph.graph.nodes)
         return graph.forward
 
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(module, fullgraph=True, backend=look)(x), want)
+        torch.testing.assert_close(torch.compile(module, fullgraph=True, backend=seen_by)(x), want)
     if "cpu" in attnkernels.available_backends():
         assert any("criss_cross_attention" in target for target in targets)
 

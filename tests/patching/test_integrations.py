@@ -20,9 +20,9 @@ from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import attnkernels
-from attnkernels.patching._swap import Swapped
+from attnkernels.patching._dispatch import is_flagged
 
-SWAPPED = 10  # five blocks and their excitations
+PATCHED = 10  # five blocks and their excitations
 FUSED = 5  # the calls of the op they make together
 
 
@@ -32,8 +32,8 @@ def patched(model):
     return model
 
 
-def _swapped(model: nn.Module) -> int:
-    return sum(isinstance(module, Swapped) for module in model.modules())
+def _patched(model: nn.Module) -> int:
+    return sum(map(is_flagged, model.modules()))
 
 
 def _saved_and_loaded(model):
@@ -60,35 +60,46 @@ def test_copies_are_patched_and_independent(patched, x, calls, duplicate):
     other = duplicate(patched)
     assert torch.equal(other(x), expected)
     assert len(calls) == FUSED
-    assert _swapped(other) == SWAPPED
+    assert _patched(other) == PATCHED
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
     assert torch.equal(patched(x), expected)
     attnkernels.unpatch(other)
-    assert (_swapped(other), _swapped(patched)) == (0, SWAPPED)
+    assert (_patched(other), _patched(patched)) == (0, PATCHED)
 
 
 def test_copies_of_an_excitation_alone(patched):
     other = pickle.loads(pickle.dumps(patched.layer1[0].se))
-    assert isinstance(other, SEModule)
-    assert type(other) is type(patched.layer1[0].se)
+    assert type(other) is SEModule
+    assert is_flagged(other)
 
 
-def test_loads_in_another_process(patched, x, tmp_path):
+def test_runs_the_original_in_another_process_until_patched_there(patched, x, tmp_path):
     torch.save((patched, x, patched(x)), tmp_path / "model.pt")
     program = (
         "import sys, torch\n"
-        "model, x, expected = torch.load(sys.argv[1], weights_only=False)\n"
         "torch.set_num_threads(1)\n"
+        "model, x, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert 'attnkernels' not in sys.modules\n"
         "torch.testing.assert_close(model(x), expected)\n"
-        "print(sum(hasattr(type(module), '_attnkernels') for module in model.modules()))\n"
+        "import attnkernels\n"
+        "from attnkernels.patching import _excitation\n"
+        "op, calls = _excitation.squeeze_excite, []\n"
+        "_excitation.squeeze_excite = lambda *args, **kwargs: calls.append(1) or op(*args, **kwargs)\n"
+        "model(x)\n"
+        "assert not calls\n"
+        "before = [dict(module.__dict__) for module in model.modules()]\n"
+        "report = attnkernels.patch(model)\n"
+        "assert before == [dict(module.__dict__) for module in model.modules()]\n"
+        "torch.testing.assert_close(model(x), expected)\n"
+        "print(len(report.replaced), len(calls))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "model.pt")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(SWAPPED)
+    assert done.stdout.split() == [str(PATCHED), str(FUSED)]
 
 
 def _replicate(module: nn.Module) -> nn.Module:
@@ -158,14 +169,14 @@ def _jit_traced(model, x):
     ],
     ids=["compile", "export strict", "export", "fx", "jit.trace"],
 )
-def test_captured_graphs_are_the_stock_ones(model, x, calls, capture):
+def test_captured_graphs_are_the_original_ones(model, x, calls, capture):
     expected, operations = capture(model, x)
     attnkernels.patch(model)
     y, patched_operations = capture(model, x)
     assert patched_operations == operations
     assert torch.equal(y, expected)
     assert not calls
-    assert _swapped(model) == SWAPPED
+    assert _patched(model) == PATCHED
 
 
 def test_feature_extractor(model, x):
@@ -176,11 +187,16 @@ def test_feature_extractor(model, x):
     assert all(torch.equal(got[node], expected[node]) for node in nodes)
 
 
-def test_jit_script(patched, x):
+def test_jit_script(patched, x, calls):
     expected = patched(x)
+    calls.clear()
     torch.testing.assert_close(torch.jit.script(patched)(x), expected)
-    attnkernels.patch(patched)  # torch.jit.script leaves the stock modules in the model
-    assert _swapped(patched) == SWAPPED
+    se, feature = patched.layer1[0].se, torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(torch.jit.script(se)(feature), attnkernels.unpatch(copy.deepcopy(se))(feature))
+    assert not calls
+    assert _patched(patched) == PATCHED
+    assert torch.equal(patched(x), expected)
+    assert len(calls) == FUSED
 
 
 def test_patching_a_compiled_model(model, x, calls):
@@ -188,7 +204,7 @@ def test_patching_a_compiled_model(model, x, calls):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     expected = compiled(x)
     attnkernels.patch(compiled)
-    assert _swapped(compiled) == SWAPPED
+    assert _patched(compiled) == PATCHED
     assert torch.equal(compiled(x), expected)
     assert not calls
 
@@ -256,7 +272,7 @@ def test_fully_sharded(model, x, calls, what, order):
     # FSDP's hooks on an excitation have to run: its block leaves it to itself
     assert sum(call.get("residual") is not None for call in calls) == FUSED - (what == "se")
     attnkernels.unpatch(model)
-    assert _swapped(model) == 0
+    assert _patched(model) == 0
     block = model.layer1[0]
     names = (type(block).__name__, type(block.se).__name__)
     assert (
@@ -292,10 +308,10 @@ def test_parametrized_module_itself(patched):
     se = patched.layer1[0].se
     se.register_parameter("extra", nn.Parameter(torch.ones(1)))
     torch.nn.utils.parametrize.register_parametrization(se, "extra", Doubled())
-    assert isinstance(se, Swapped)
+    assert is_flagged(se)
     attnkernels.unpatch(patched)
-    assert not isinstance(se, Swapped)
-    assert isinstance(se, SEModule)
+    assert not is_flagged(se)
+    assert type(se).__bases__ == (SEModule,)
     assert se.extra.item() == 2
 
 

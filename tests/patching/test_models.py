@@ -28,15 +28,15 @@ def _run(model, x):
 def test_same_outputs_gradients_and_state(name, x, calls):
     make, attentions, blocks = MODELS[name]
     torch.manual_seed(0)
-    stock = randomized(make().double()).train()
-    model = copy.deepcopy(stock)
+    unpatched = randomized(make().double()).train()
+    model = copy.deepcopy(unpatched)
     report = attnkernels.patch(model)
 
     assert sum(r.fuses == "the module" for r in report.replaced) == attentions
     assert sum(r.fuses != "the module" for r in report.replaced) == blocks
     assert not report.skipped
-    assert list(model.state_dict()) == list(stock.state_dict())
-    expected, got = _run(exact(stock), x), _run(model, x)
+    assert list(model.state_dict()) == list(unpatched.state_dict())
+    expected, got = _run(exact(unpatched), x), _run(model, x)
     assert len(calls) == attentions, "each attention module runs as one call of the op"
     residual_blocks = blocks if name.startswith(("resnet", "senet")) else 0
     assert sum(call.get("residual") is not None for call in calls) == residual_blocks
@@ -53,12 +53,12 @@ def test_channels_last_inference(name, dtype, x):
     model = randomized(MODELS[name][0]()).eval().to(dtype=dtype, memory_format=torch.channels_last)
     x = x.to(dtype=dtype, memory_format=torch.channels_last)
     features = {}
-    for key in ("stock", "patched"):
+    for key in ("unpatched", "patched"):
         with torch.inference_mode():
             features[key] = model(x).double()
         attnkernels.patch(model)
-    error = (features["patched"] - features["stock"]).abs().max() / features["stock"].abs().max()
-    # bfloat16: the stock model rounds after each of its steps, the fused op once
+    error = (features["patched"] - features["unpatched"]).abs().max() / features["unpatched"].abs().max()
+    # bfloat16: the original model rounds after each of its steps, the fused op once
     assert error <= {torch.float32: 2e-5, torch.bfloat16: 5e-2}[dtype]
 
 

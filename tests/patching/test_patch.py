@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 
 import pytest
 import timm
 import torch
 from timm.layers.squeeze_excite import SEModule
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 import attnkernels
 from attnkernels import backends
 from attnkernels.patching import Replaced, Report, Skipped, _patch
+from attnkernels.patching._dispatch import FLAG, is_flagged
 
 
 def _classes(model):
@@ -29,6 +32,10 @@ def _state(model):
         }
         for name, module in model.named_modules()
     }
+
+
+def _state_without_flags(model):
+    return {name: {k: v for k, v in values.items() if k != FLAG} for name, values in _state(model).items()}
 
 
 def test_report_is_data(model):
@@ -69,10 +76,11 @@ def test_nothing_to_replace():
     assert attnkernels.patch(timm.create_model("resnet18", channels=(8, 8, 8, 8))).skipped == ()
 
 
-def test_dry_run_changes_nothing(model):
-    before = _classes(model)
+def test_dry_run_changes_nothing(model, own_forwards):
+    before, forward = _state(model), SEModule.forward
     report = attnkernels.patch(model, dry_run=True)
-    assert _classes(model) == before
+    assert _state(model) == before
+    assert SEModule.forward is forward
     assert "10 modules would be replaced" in str(report)
     assert report.replaced == attnkernels.patch(model).replaced
 
@@ -90,18 +98,25 @@ def test_the_model_itself(x, calls):
 
 
 def test_instances_keep_their_type_and_state(model):
-    state, text = _state(model), repr(model)
-    attnkernels.patch(model)
-    assert isinstance(model.layer1[0].se, SEModule)
-    assert type(model.layer1[0].se) is not SEModule
-    assert _state(model) == state
+    classes, state, text = _classes(model), _state(model), repr(model)
+    report = attnkernels.patch(model)
+    assert _classes(model) == classes
+    assert type(model.layer1[0].se) is SEModule
+    flags = {name: values.pop(FLAG, None) for name, values in _state(model).items()}
+    assert {name for name, flag in flags.items() if flag} == {record.name for record in report.replaced}
+    assert set(flags.values()) == {"auto", None}
+    assert _state_without_flags(model) == state
     assert repr(model) == text
 
 
-def test_unpatch_restores_exactly(model, x):
+def test_unpatch_restores_exactly(model, x, own_forwards):
     classes, state, expected = _classes(model), _state(model), model(x)
+    forwards = {cls: cls.__dict__.get("forward") for cls in classes.values()}
     attnkernels.patch(model)
+    with torch.no_grad():
+        model(x)
     assert attnkernels.unpatch(model) is model
+    assert {cls: cls.__dict__.get("forward") for cls in classes.values()} == forwards
     assert _classes(model) == classes
     assert _state(model) == state
     assert torch.equal(model(x), expected)
@@ -111,9 +126,12 @@ def test_unpatch_restores_exactly(model, x):
 
 def test_patch_is_idempotent(model, x):
     first = attnkernels.patch(model)
-    classes = _classes(model)
+    with torch.no_grad():
+        model(x)
+    state, forward = _state(model), SEModule.forward
     assert attnkernels.patch(model).replaced == first.replaced
-    assert _classes(model) == classes
+    assert _state(model) == state
+    assert SEModule.forward is forward
     attnkernels.patch(model, backend="reference")
     assert attnkernels.patch(model, backend="reference", dry_run=True).replaced[0].backend == "reference"
     before = _classes(attnkernels.unpatch(model))
@@ -147,8 +165,7 @@ def test_patch_again_changes_the_backend(model, x, calls):
 def test_include_and_exclude(model, options, names):
     report = attnkernels.patch(model, **options)
     assert {record.name for record in report.replaced} == names
-    swapped = {name for name, module in model.named_modules() if hasattr(type(module), "_attnkernels")}
-    assert swapped == names
+    assert {name for name, module in model.named_modules() if is_flagged(module)} == names
 
 
 @pytest.mark.parametrize(
@@ -164,11 +181,12 @@ def test_include_and_exclude(model, options, names):
         ({"backend": "triton"}, ValueError, "backend: 'triton' cannot run layer1.0: it takes CUDA tensors"),
     ],
 )
-def test_bad_arguments_change_nothing(model, options, error, message):
-    before = _classes(model)
+def test_bad_arguments_change_nothing(model, options, error, message, own_forwards):
+    before, forward = _state(model), SEModule.forward
     with pytest.raises(error, match=message):
         attnkernels.patch(model, **options)
-    assert _classes(model) == before
+    assert _state(model) == before
+    assert SEModule.forward is forward
 
 
 @pytest.mark.parametrize("function", [attnkernels.patch, attnkernels.unpatch])
@@ -177,31 +195,58 @@ def test_not_a_module(function):
         function({})
 
 
-class _Stubborn(SEModule):
-    """Its class cannot be changed."""
+class _Stubborn(type):
+    """Of classes whose forward cannot be replaced."""
 
-    def __setattr__(self, name, value):
-        if name == "__class__":
-            raise AttributeError("no")
+    def __setattr__(cls, name, value):
+        if name == "forward" and not cls.yields:
+            raise TypeError("no")
         super().__setattr__(name, value)
 
 
-@pytest.mark.parametrize("function", ["patch", "unpatch"])
-def test_a_failure_midway_changes_nothing(model, function, monkeypatch):
-    if function == "patch":
-        model.layer3[0].se = _Stubborn(24)
-    else:
+def _stubborn_excitation(yields):
+    """An excitation of a class under SEModule's name, and with its forward."""
+    namespace = {"yields": yields, "__module__": SEModule.__module__, "__qualname__": "SEModule"}
+    module = SEModule(24).double()
+    module.__class__ = _Stubborn("SEModule", (SEModule,), {**namespace, "forward": _copied_forward_of(SEModule)})
+    return module
+
+
+def _copied_forward_of(cls):
+    forward = cls.__dict__["forward"]
+    return types.FunctionType(forward.__code__, forward.__globals__, "forward")
+
+
+def test_a_failure_midway_changes_nothing(model, own_forwards):
+    model.layer3[0].se = _stubborn_excitation(yields=False)
+    before, forwards = _state(model), (SEModule.forward, BasicBlock.forward)
+    with pytest.raises(TypeError, match="no"):
         attnkernels.patch(model)
-        # The swapped class is shared: every excitation refuses, after the block that holds the first has changed.
-        monkeypatch.setattr(type(model.layer3[0].se), "__setattr__", _Stubborn.__setattr__)
-    before = _classes(model)
-    with pytest.raises((AttributeError, TypeError)):
-        getattr(attnkernels, function)(model)
-    assert _classes(model) == before
+    assert _state(model) == before
+    assert (SEModule.forward, BasicBlock.forward) == forwards
+
+
+def test_a_class_that_refuses_its_own_forward_keeps_a_dispatcher_that_serves_nobody(model, x, calls, own_forwards):
+    model.layer3[0].se = _stubborn_excitation(yields=True)
+    before, expected = _state(model), model(x)
+    assert len(attnkernels.patch(model).replaced) == 10
+    model(x)
+    assert len(calls) == 5
+    stubborn = type(model.layer3[0].se)
+    stubborn.yields = False
+    attnkernels.unpatch(model)
+    assert _state(model) == before
+    assert torch.equal(model(x), expected)
+    assert len(calls) == 5
+    assert not hasattr(SEModule.forward, "__wrapped__")
+    stubborn.yields = True
+    attnkernels.patch(model)
+    attnkernels.unpatch(model)
+    assert not hasattr(stubborn.forward, "__wrapped__")
 
 
 def test_a_failing_adapter_changes_nothing(model, monkeypatch):
-    before, seen = _classes(model), []
+    before, seen = _state(model), []
     find = _patch.find_adapter
 
     def fails_later(cls, adapters):
@@ -213,7 +258,7 @@ def test_a_failing_adapter_changes_nothing(model, monkeypatch):
     monkeypatch.setattr(_patch, "find_adapter", fails_later)
     with pytest.raises(RuntimeError, match="no"):
         attnkernels.patch(model)
-    assert _classes(model) == before
+    assert _state(model) == before
 
 
 def test_forced_backend_runs_and_is_reported(model, x, calls):

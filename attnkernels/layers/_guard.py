@@ -1,0 +1,170 @@
+"""What a module found out about the modules that its op stands for, kept for its next calls.
+
+A fused call passes modules by, so whatever hangs on their calls has to be noticed: hooks, other children, another
+class, another forward. Finding it out name by name takes 5 us of Python in a loop and 60 between two convolutions,
+which leave little of the interpreter in the caches: then a small model has gained nothing. In inference on a CPU a
+module therefore caches a guard, and each call only asks whether the guard still holds. Where it does not, or anything
+else is unusual, the call is considered name by name, and what is found then is cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+
+from .. import backends
+from ._fusing import GLOBAL_HOOKS, transforms_active
+
+NAME = "_attnkernels_guard"
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+# Names of this module: each lookup in another one is two or three cache lines more.
+_grad_enabled = torch.is_grad_enabled
+_tracing_state = torch._C._get_tracing_state
+_autocast_enabled = torch._C._is_any_autocast_enabled
+_forced_backend = backends.forced
+
+
+class Guard:
+    """What has to be as it was for a module's op to stand for its children.
+
+    A guard never refers to the module that caches it, nor to that module's `__dict__`: the module would then be freed
+    by the garbage collector only.
+
+    Attributes:
+        arguments: what the op is called with after the tensors.
+        extra: whatever else the module's forward wants to have at hand.
+    """
+
+    __slots__ = (
+        "arguments", "children", "extra", "forced", "forwards", "holders", "modules", "names", "own", "passed",
+        "settings", "types",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        module: nn.Module,
+        passed: Iterable[nn.Module | None],
+        tensors: Iterable[tuple[dict[str, Any], str]],
+        settings: Iterable[tuple[Mapping[str, Any], str]],
+        own: Iterable[str],
+        arguments: tuple,
+        extra: Any = None,
+    ):
+        """Take down how things are.
+
+        Args:
+            module: the one that caches the guard.
+            passed: the modules whose calls the op stands for.
+            tensors: where the op's tensors are, a parameter dictionary and a name each.
+            settings: entries of other modules' and classes' dictionaries that have to stay as they are, or absent.
+            own: names of the module's own attributes of which the same is true.
+            arguments: as above.
+            extra: as above.
+
+        Raises:
+            LookupError: a tensor is not there (a replica of DataParallel), or of a subclass (distributed, quantised).
+        """
+        passed = tuple(child for child in passed if child is not None)
+        self.modules = module._modules  # the replicas of DataParallel have this guard too, but children of their own
+        self.children = tuple(
+            (parent._modules, tuple(parent._modules.values())) for parent in (module, *passed) if parent._modules
+        )
+        self.passed = tuple((child, type(child), child.__dict__) for child in passed)
+        self.forwards = tuple((cls, cls.forward) for cls in dict.fromkeys(map(type, passed)))
+        self.settings = tuple((holder, name, holder.get(name)) for holder, name in settings)
+        self.own = tuple((name, module.__dict__.get(name)) for name in own)
+        self.holders, self.names = zip(*tensors, strict=True)
+        self.types = tuple(map(type, map(getitem, self.holders, self.names)))
+        if not _PLAIN.issuperset(self.types):
+            raise LookupError(f"expected plain tensors, got {self.types}")
+        self.forced = _forced_backend()
+        self.arguments = arguments
+        self.extra = extra
+
+    def __reduce__(self) -> tuple:
+        # A copy of the module has children of its own and finds out for itself. An empty set is false, and what was
+        # saved loads with weights_only=True and where this library is not installed.
+        return set, ()
+
+    def holds(self, state: dict[str, Any]) -> bool:
+        """Whether everything is as it was; `state` is the `__dict__` of the module that is called."""
+        for modules, children in self.children:
+            if tuple(modules.values()) != children:
+                return False
+        # Of the hooks of other kinds, none runs where nothing is recorded.
+        for child, cls, child_state in self.passed:
+            if (
+                child_state["_forward_hooks"]
+                or child_state["_forward_pre_hooks"]
+                or type(child) is not cls
+                or "forward" in child_state
+                or "_conv_forward" in child_state
+            ):
+                return False
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
+                return False
+        for name, value in self.own:
+            if state.get(name) is not value:
+                return False
+        for holder, name, value in self.settings:  # noqa: SIM110  a generator would take longer
+            if holder.get(name) is not value:
+                return False
+        return True
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The op's tensors as they are now.
+
+        Raises:
+            LookupError: one is no longer there, or of another type.
+        """
+        found = tuple(map(getitem, self.holders, self.names))
+        if tuple(map(type, found)) != self.types:
+            raise LookupError(found)
+        return found
+
+
+def match(module: nn.Module, x: Any) -> Guard | None:
+    """The module's guard, where it holds for this call on `x`; None where the call has to be considered by name."""
+    if is_dynamo_compiling():  # the compiler takes it for the constant True and never sees the rest
+        return None
+    state = module.__dict__
+    guard = state.get(NAME)
+    if (
+        not guard
+        or x.__class__ is not Tensor
+        or _grad_enabled()
+        or not x.is_cpu
+        or guard.modules is not state["_modules"]
+        or _tracing_state() is not None
+        or _autocast_enabled()
+        or transforms_active()
+        or forward_ad._current_level >= 0
+        or any(GLOBAL_HOOKS)
+        or _forced_backend() != guard.forced
+    ):
+        return None
+    if guard.holds(state):
+        return guard
+    invalidate(module)  # it would keep alive what was replaced
+    return None
+
+
+def cache(module: nn.Module, *arguments: Any) -> Guard | None:
+    """Let the module's next calls go by a guard made now, of these arguments of Guard; None where it cannot be made."""
+    try:
+        guard = module.__dict__[NAME] = Guard(module, *arguments)
+    except LookupError:
+        return None
+    return guard
+
+
+def invalidate(module: nn.Module) -> None:
+    """Let the module's next call be considered by name."""
+    module.__dict__.pop(NAME, None)
