@@ -81,12 +81,17 @@ def test_patched_networks_on_meta(name):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=3).eval()
-    attnkernels.patch(model)
+    assert attnkernels.patch(model).replaced
     for grad_mode in (torch.no_grad, torch.enable_grad):
         with grad_mode():
             y = model(torch.empty(2, 3, 64, 64, device="meta"))
             assert y.shape == (2, 3)
             assert y.is_meta
+    with torch.no_grad():  # with weights, it is the model that was patched
+        model.to_empty(device="cpu").apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+        x = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(model(x), attnkernels.unpatch(copy.deepcopy(model))(x), rtol=1e-4, atol=1e-4)
+        model.to("meta")
     with torch.device("meta"):  # which is a TorchFunctionMode
         assert model(torch.empty(2, 3, 64, 64)).is_meta
 
