@@ -57,12 +57,15 @@ def _mmcv(module: nn.Module) -> tuple | str:
 def _attended(self: nn.Module, x: Tensor, obstacle: Callable[[nn.Module], tuple | str]) -> Tensor | None:
     """The attention of a patched module; None where its original forward has to run."""
     # Unlike squeeze-and-excitation, a compiled model gains from the op: the compiler would store all energies.
-    if (not torch.compiler.is_compiling() and left_to_pytorch(x)) or x.dim() != 4:
+    compiling = torch.compiler.is_compiling()
+    plain = not compiling and left_to_pytorch(x)
+    # ONNX knows the formula, but not torch.diag, of which mmcv makes its mask.
+    if (plain and not torch.onnx.is_in_onnx_export()) or x.dim() != 4:
         return None
-    if not torch.compiler.is_compiling() and isinstance(obstacle(self), str):
+    if not compiling and isinstance(obstacle(self), str):
         return None
     query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
-    return criss_cross_attention(query, key, value, backend=backend_of(self))
+    return criss_cross_attention(query, key, value, backend="reference" if plain else backend_of(self))
 
 
 def _forward_official(self: nn.Module, original: Callable, x: Tensor) -> Tensor:

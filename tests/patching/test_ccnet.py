@@ -17,7 +17,7 @@ MMCV, OFFICIAL = ccnet.ADAPTERS
 
 
 def mask(height):
-    return torch.zeros(height, height).fill_diagonal_(-torch.inf)
+    return torch.diag(torch.tensor(-torch.inf).repeat(height), 0)
 
 
 class Scale(nn.Module):
@@ -186,3 +186,18 @@ def test_own_layer_is_not_mistaken_for_a_copy():
     report = attnkernels.patch(nn.Sequential(attnkernels.layers.CrissCrossAttention(16)))
     assert not report.replaced
     assert not report.skipped
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("kind", [OpenMMLab, CrissCrossAttention])
+def test_onnx_export(kind, dynamo, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, x = kind().eval(), torch.randn(1, 16, 5, 7)
+    want = module(x)
+    assert attnkernels.patch(module).replaced
+    path = str(tmp_path / "module.onnx")
+    torch.onnx.export(module, (x,), path, dynamo=dynamo, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-5)
