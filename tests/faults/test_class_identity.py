@@ -1,7 +1,5 @@
 """Patched modules keep their class: for tools that ask `type(module) is X`, for files, for other libraries' wrappers."""
 
-# ruff: noqa: F811  the fixtures of tests/patching are imported and then named by tests
-
 from __future__ import annotations
 
 import importlib
@@ -15,7 +13,7 @@ import sys
 import pytest
 import torch
 import torchvision
-from patching.conftest import MODELS, calls, own_forwards, tiny_seresnet  # noqa: F401
+from patching.conftest import MODELS
 from timm.layers.squeeze_excite import SEModule
 from timm.models.resnet import BasicBlock
 from torch import nn
@@ -32,28 +30,6 @@ import attnkernels
 from attnkernels.patching import _dispatch
 
 FUSED = 5  # calls of the op that the model makes
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return tiny_seresnet().eval()
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def se() -> nn.Module:
-    torch.manual_seed(0)
-    return SEModule(8, rd_channels=4).eval()
-
-
-@pytest.fixture
-def feature() -> torch.Tensor:
-    return torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,38 +10,14 @@ import threading
 
 import pytest
 import torch
+from patching.conftest import tiny_seresnet
 from timm.layers.squeeze_excite import SEModule
 from timm.models.resnet import BasicBlock
-from torch import nn
 
 import attnkernels
 from attnkernels.patching import _dispatch
 
-from .conftest import tiny_seresnet
-
 FUSED = 5  # calls of the op that the model makes
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return tiny_seresnet().eval()
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def se() -> nn.Module:
-    torch.manual_seed(0)
-    return SEModule(8, rd_channels=4).eval()
-
-
-@pytest.fixture
-def feature() -> torch.Tensor:
-    return torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(1))
 
 
 class Wrapper:
@@ -50,9 +26,9 @@ class Wrapper:
     def __init__(self, cls, wraps=True):
         self.cls, self.before, self.seen = cls, cls.__dict__["forward"], 0
 
-        def forward(module, x):
+        def forward(module, input):
             self.seen += 1
-            return self.before(module, x)
+            return self.before(module, input)
 
         cls.forward = functools.wraps(self.before)(forward) if wraps else forward
 
