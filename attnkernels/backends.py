@@ -28,7 +28,7 @@ BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
 PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
-transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transforms_active = torch._C._are_functorch_transforms_active
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
+from ..backends import transforms_active
+
 GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -28,7 +30,6 @@ GLOBAL_HOOKS = (
     _module._global_backward_pre_hooks,
 )
 _tracing_state = torch._C._get_tracing_state
-transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
 _POINTWISE = {

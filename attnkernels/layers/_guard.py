@@ -19,7 +19,8 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
-from ._fusing import GLOBAL_HOOKS, transforms_active
+from ..backends import transforms_active
+from ._fusing import GLOBAL_HOOKS
 
 NAME = "_attnkernels_guard"
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
