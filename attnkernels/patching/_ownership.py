@@ -9,7 +9,7 @@ measured, because interpreters differ in which references they count.
 from __future__ import annotations
 
 from collections.abc import Callable
-from sys import getrefcount
+from sys import getrefcount, gettrace
 from typing import Any
 from weakref import getweakrefcount
 
@@ -26,12 +26,12 @@ _counts_of_new: tuple = ()
 
 
 def counts_of_new() -> tuple:
-    """What `counted` counts of a result that nobody else has; empty where modes keep it from being measured.
+    """What `counted` counts of a result that nobody else has; empty where it cannot be measured now.
 
     It is measured by `counted` itself, once, because the same references have to be counted in the same places.
     """
     global _counts_of_new
-    if not _counts_of_new and not dispatch_modes() and not function_modes():
+    if not (_counts_of_new or dispatch_modes() or function_modes() or gettrace()):  # a tracer may hold locals
         _counts_of_new = counted(lambda _: torch.empty(1), None)[1]
     return _counts_of_new
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -307,3 +308,21 @@ def test_ownership_is_not_judged_before_it_was_measured(monkeypatch, x):
     with FunctionMode(Kept()):
         assert _ownership.counts_of_new() == ()
     assert _ownership.counts_of_new() == before
+
+
+def test_nothing_is_measured_under_a_debugger_that_holds_locals(x, monkeypatch):
+    monkeypatch.setattr(_ownership, "_counts_of_new", ())
+
+    def holds_locals(frame, event, argument):
+        frame.f_locals  # noqa: B018  reading it makes a dictionary of references
+        return holds_locals
+
+    before = sys.gettrace()
+    sys.settrace(holds_locals)
+    try:
+        assert _ownership.counts_of_new() == ()
+    finally:
+        sys.settrace(before)
+    block = made("resnet basic")
+    attnkernels.patch(block)
+    assert run(block, x)[1] == [BLOCK]
