@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 _storage_use_count = torch._C._storage_Use_Count
-_storage_address = (
-    torch._C._storage_id
-)  # not the storage as a Python object: that takes longer to make than all the rest
+# Not the storage as a Python object, which takes longer to make than all the rest.
+_storage_address = torch._C._storage_id
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
 _counts_of_new: tuple = ()
