@@ -18,6 +18,12 @@ _CHECKPOINT = checkpoint._CheckpointFrame
 _NAME = "_attnkernels_backend"  # on a checkpoint's frame, which lives as long as what it has to recompute
 
 
+# The stack of hooks by which tensors are saved.
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
+_push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
+
+
 class Forced(str):
     """A backend's name, with the checkpoint in whose forward or recomputation it was asked for."""
 
@@ -32,28 +38,37 @@ leave = _forced.reset
 def enter(name: str) -> Token:
     """Ask for a backend in this context; the result is for `leave`."""
     forced = Forced(name)
-    frame, _ = _checkpoint()
-    forced.checkpoint = None if frame is None else weakref.ref(frame)
+    for frame, _ in _checkpoints():
+        forced.checkpoint = weakref.ref(frame)
+        break
     return _forced.set(forced)
 
 
-def _checkpoint() -> tuple[object | None, bool]:
-    """The innermost checkpoint that this code runs in, if any, and whether it is recomputed.
+def _checkpoints() -> list[tuple[object, bool]]:
+    """The checkpoints that this code runs in, the innermost first, each with whether it is being recomputed.
 
     (Not of the reentrant kind, which does not compare what is saved.)
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is None:
-        return None, False
-    # Nothing public tells it. The hook by which a checkpoint saves tensors has its frame in a closure, a weak reference
-    # to it where it recomputes.
-    for cell in getattr(inspect.unwrap(hooks[0]), "__closure__", None) or ():
-        value = cell.cell_contents
-        recomputes = isinstance(value, weakref.ref)
-        frame = value() if recomputes else value
-        if isinstance(frame, _CHECKPOINT):
-            return frame, recomputes
-    return None, False
+    if _top_hooks(True) is None:
+        return []
+    stack = []
+    while (hooks := _top_hooks(True)) is not None:  # only the top can be seen
+        stack.append(hooks)
+        _pop_hooks()
+    for hooks in reversed(stack):
+        _push_hooks(*hooks)
+    found = []
+    for pack, _ in stack:
+        # Nothing public tells it. The hook by which a checkpoint saves tensors has its frame in a closure, a weak
+        # reference to it where it recomputes.
+        for cell in getattr(inspect.unwrap(pack), "__closure__", None) or ():
+            value = cell.cell_contents
+            recomputes = isinstance(value, weakref.ref)
+            frame = value() if recomputes else value
+            if isinstance(frame, _CHECKPOINT):
+                found.append((frame, recomputes))
+                break
+    return found
 
 
 def of_call() -> str:
@@ -64,11 +79,15 @@ def of_call() -> str:
     if not forced and torch._C._current_graph_task_id() != -1 and torch._C._is_key_in_tls("context"):
         # In autograd's worker threads: the context of the thread that called backward.
         forced = torch._C._get_obj_in_tls("context").get(_forced, "")
-    frame, recomputes = _checkpoint()
-    if frame is None or (forced and forced.checkpoint is not None and forced.checkpoint() is frame):
-        return forced
-    if recomputes:
-        return getattr(frame, _NAME, "")
+    recorded = []
+    for frame, recomputes in _checkpoints():
+        if forced and forced.checkpoint is not None and forced.checkpoint() is frame:
+            break
+        if recomputes:
+            forced = getattr(frame, _NAME, "")
+            break
+        recorded.append(frame)
     if forced:
-        setattr(frame, _NAME, forced)
+        for frame in recorded:
+            setattr(frame, _NAME, forced)
     return forced
