@@ -210,7 +210,7 @@ def choose(
         chosen, reason = "reference", when_compiled
     elif compiling and torch.compiler.is_exporting():
         chosen, reason = "reference", "an exported program is to load where this library is not installed"
-    elif x.is_cpu and _load.is_loaded("cpu"):
+    elif x.is_cpu and _load.is_loaded("cpu"):  # as best_wall, which would make a device of x first
         chosen, reason = "cpu", "best on cpu"
     else:
         chosen, reason = best_wall(x.device, on_gpu), ""

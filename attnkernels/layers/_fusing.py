@@ -136,8 +136,11 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
 
 
 def are_ordinary(*tensors: Tensor | None) -> bool:
-    """Whether none of the tensors is of a subclass (distributed, quantised): the ops take only dense ones."""
+    """Whether none of the tensors is of a subclass (distributed, quantised) or sparse: the ops take only dense ones."""
     for tensor in tensors:  # a loop, not all(): this runs on every call of a small layer
-        if tensor is not None and tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor:
+        if tensor is not None and (
+            (tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor)
+            or tensor.layout is not torch.strided
+        ):
             return False
     return True

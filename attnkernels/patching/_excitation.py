@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..layers._excitation import OP, Excitation, cache_excitation, excited
@@ -85,11 +84,6 @@ def excite(x: Tensor, found: Excitation, backend: str, **epilogue: Any) -> Tenso
     )  # fmt: skip
 
 
-def are_dense(found: Excitation) -> bool:
-    """Whether no weight became sparse after the module was patched: the op refuses it, PyTorch's own layers may not."""
-    return all(weight is None or weight.layout is torch.strided for weight in found.weights)
-
-
 def keep_only_if_patched(module: nn.Module, backend: str) -> None:
     """Drop the guard that a call has just cached, where another thread has unpatched or changed the module since."""
     if module.__dict__.get(FLAG) != backend:
@@ -107,11 +101,6 @@ def _forward(arguments: Arguments) -> Serve:
         backend = backend_of(self)
         if cache_excitation(self, x, found, backend):
             keep_only_if_patched(self, backend)
-        try:
-            return excite(x, found, backend)
-        except TypeError:
-            if are_dense(found):
-                raise
-            return original(self, x)
+        return excite(x, found, backend)
 
     return forward

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..layers._excitation import Excitation, excitation
 from ..layers._fusing import is_bare, qualified_name
 from ._dispatch import Serve, backend_of
-from ._excitation import Arguments, are_dense, excitation_adapter, excite, fusable
+from ._excitation import Arguments, excitation_adapter, excite, fusable
 
 _ADD_MAXPOOL = "add_maxpool: the op's squeeze is the mean alone"
 
@@ -46,13 +46,8 @@ def _forward_channels_last(arguments: Arguments) -> Serve:
         found = fusable(self, x, arguments)
         if found is None:
             return original(self, x)
-        try:
-            # [N, H, W, C] as a channels_last view [N, C, H, W] and back: nothing is copied
-            return excite(x.permute(0, 3, 1, 2), found, backend_of(self)).permute(0, 2, 3, 1)
-        except TypeError:
-            if are_dense(found):
-                raise
-            return original(self, x)
+        # [N, H, W, C] as a channels_last view [N, C, H, W] and back: nothing is copied
+        return excite(x.permute(0, 3, 1, 2), found, backend_of(self)).permute(0, 2, 3, 1)
 
     return forward
 
