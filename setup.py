@@ -1,7 +1,11 @@
 """Builds `_C_cpu.so` and, where nvcc and a CUDA build of torch exist (a GPU is not needed), `_C_cuda.so`.
 
+A library that cannot be built does not stop the installation: `_build.json`, installed beside the libraries, tells why,
+and `python -m attnkernels.info` shows it.
+
 Environment:
     ATTNKERNELS_CUDA      auto (default): build the CUDA library where possible; 0: never; 1: fail without it
+    ATTNKERNELS_STRICT    1: a library that does not compile stops the installation
     TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "9.0" or "8.0;9.0+PTX" (default: all from 7.5, PTX for the newest)
     CUDA_HOME             the CUDA toolkit (default: the one nvcc belongs to)
     CXX, MAX_JOBS         as usual
@@ -9,16 +13,26 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-import sysconfig
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # the first to know SPDX licenses; said before it fails at them
+    sys.exit(
+        f"attnkernels: building needs setuptools >= 77, found {setuptools.__version__}: "
+        'pip install "setuptools>=77" ninja'
+    )
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
@@ -34,6 +48,7 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     *STABLE_ABI,
 ]
+HOST_FLAGS = ["-include", "common/old_glibc.h"]
 NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -42,6 +57,14 @@ NVCC_FLAGS = [
     "-DUSE_CUDA",
     *STABLE_ABI,
 ]
+LINK_FLAGS = ["-s", f"-Wl,--version-script={ROOT / 'csrc' / 'common' / 'exports.map'}"]
+
+
+def nvidia_packages() -> list[Path]:
+    """The folders of the pip packages nvidia-*, which torch depends on and the extra `cuda-compiler` adds to."""
+    found = importlib.util.find_spec("nvidia")
+    folders = found.submodule_search_locations or [] if found else []
+    return sorted(path for folder in folders for path in Path(folder).glob("*"))
 
 
 def find_nvcc() -> str | None:
@@ -49,7 +72,7 @@ def find_nvcc() -> str | None:
     candidates = [Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"] if os.environ.get("CUDA_HOME") else []
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
-    candidates += sorted((Path(sysconfig.get_path("purelib")) / "nvidia").glob("*/bin/nvcc"))
+    candidates += [folder / "bin" / "nvcc" for folder in nvidia_packages()]
     return next((str(path) for path in candidates if path.exists()), None)
 
 
@@ -65,29 +88,43 @@ def nvcc_version(nvcc: str) -> str:
     return match.group(1) if (match := re.search(r"release ([\d.]+)", out)) else "unknown"
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler that builds and links, which torch is told by CXX where it is not the usual one."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    return None
+
+
 nvcc = find_nvcc()
 if nvcc:
     os.environ["CUDA_HOME"] = toolkit_root(nvcc)  # torch guesses it from the PATH when it is imported
+compiler = find_compiler()
+if compiler and not os.environ.get("CXX") and not shutil.which("c++"):
+    os.environ["CXX"] = compiler
 
-import torch  # noqa: E402
-from torch.utils.cpp_extension import (  # noqa: E402
-    BuildExtension,
-    CppExtension,
-    CUDAExtension,
-    _get_cuda_arch_flags,
-)
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, _get_cuda_arch_flags
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"attnkernels: no module named {error.name!r}: the libraries are built next to the torch (>= 2.10) that is "
+        "installed: pip install torch, then pip install --no-build-isolation ."
+    )
 
 
 def cuda_obstacle() -> str:
     """Why the CUDA library is not going to be built; empty when it is."""
     if os.environ.get("ATTNKERNELS_CUDA", "auto") == "0":
-        return "ATTNKERNELS_CUDA=0"
+        return "ATTNKERNELS_CUDA=0 when it was installed"
     if not torch.version.cuda:
         return f"torch {torch.__version__} is a build without CUDA"
     if not nvcc:
-        return "nvcc was not found (put it on the PATH, set CUDA_HOME, or install the extra attnkernels[cuda-compiler])"
+        return "no nvcc was found when it was installed"
     if nvcc_version(nvcc).split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is of CUDA {nvcc_version(nvcc)}, torch of CUDA {torch.version.cuda}"
+        return f"nvcc is of CUDA {nvcc_version(nvcc)}, torch {torch.__version__} of CUDA {torch.version.cuda}"
     return ""
 
 
@@ -99,81 +136,143 @@ def architectures() -> list[str]:
     """What TORCH_CUDA_ARCH_LIST asks for, as "9.0", "9.0a" or "12.0+PTX"; it may also hold names, such as Hopper."""
     found = []
     for kind, number, suffix in re.findall(r"code=(sm|compute)_(\d+)([af]?)", " ".join(_get_cuda_arch_flags())):
-        found.append(f"{number[:-1]}.{number[-1]}{suffix}{'+PTX' if kind == 'compute' else ''}")
-    return found
+        found.append((int(number), f"{number[:-1]}.{number[-1]}{suffix}{'+PTX' if kind == 'compute' else ''}"))
+    return [name for _, name in sorted(found)]
+
+
+def without_build_paths() -> list[str]:
+    """Flags by which the messages of checks name files relative to the sources, not where they were built."""
+    torch_folder = Path(torch.__file__).resolve().parent
+    return [f"-ffile-prefix-map={ROOT}/=", f"-ffile-prefix-map={torch_folder.parent}/="]
+
+
+def link_with_cudart(extension: setuptools.Extension) -> None:
+    """Name the CUDA runtime by its versioned file, the only one in the pip packages."""
+    home = Path(os.environ["CUDA_HOME"])
+    folders = [home / "lib64", home / "lib", *(folder / "lib" for folder in nvidia_packages())]
+    for folder in folders:
+        for path in sorted(folder.glob(f"libcudart.so.{nvcc_version(nvcc).split('.')[0]}")):
+            extension.libraries = [f":{path.name}" if name == "cudart" else name for name in extension.libraries]
+            extension.library_dirs.append(str(folder))
+            return
 
 
 def extensions() -> tuple[list, dict]:
+    """Both libraries, whatever can be built here, so that the build always runs and leaves its record."""
     include = [str(ROOT / "csrc")]
-    record = {"torch": torch.__version__, "cuda_architectures": []}
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        record["cpu_missing"] = record["cuda_missing"] = "no C++ compiler was found (set CXX, or install g++)"
-        return [], record
+    host_flags = [*CXX_FLAGS, *HOST_FLAGS, *without_build_paths()]
+    digest = runpy.run_path(str(ROOT / "attnkernels" / "_sources.py"))["digest"]
+    record = {"torch": torch.__version__, "sources": digest(ROOT / "csrc"), "cuda_architectures": []}
     found = [
         CppExtension(
             "attnkernels._C_cpu", sources("*_cpu.cpp"), include_dirs=include, py_limited_api=True,
-            extra_compile_args={"cxx": CXX_FLAGS}, extra_link_args=["-s"],
+            extra_compile_args={"cxx": host_flags}, extra_link_args=LINK_FLAGS,
         )
     ]  # fmt: skip
-    record["cxx"] = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-    record["cuda_missing"] = cuda_obstacle()
+    if not compiler:
+        record["cpu_missing"] = record["cuda_missing"] = "no C++ compiler was found when it was installed"
+    else:
+        record["cxx"] = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+        record["cuda_missing"] = cuda_obstacle()
     if record["cuda_missing"] and os.environ.get("ATTNKERNELS_CUDA") == "1":
         sys.exit(f"attnkernels: ATTNKERNELS_CUDA=1, but the CUDA library cannot be built: {record['cuda_missing']}")
-    if not record["cuda_missing"] and sources("*_cuda.cpp"):
+    if not record["cuda_missing"]:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         record["cuda_architectures"] = architectures()
         record["nvcc"] = nvcc_version(nvcc)
+        nvcc_flags = [*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in without_build_paths())]
         found.append(
             CUDAExtension(
                 "attnkernels._C_cuda", sources("*_cuda.cpp", "*.cu"), include_dirs=include, py_limited_api=True,
-                extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS}, extra_link_args=["-s"],
+                extra_compile_args={"cxx": [*host_flags, "-DUSE_CUDA"], "nvcc": nvcc_flags},
+                extra_link_args=LINK_FLAGS,
             )
         )  # fmt: skip
+        link_with_cudart(found[-1])
     return found, record
 
 
+@contextlib.contextmanager
+def output_kept(kept: list[str]) -> Iterator[None]:
+    """Keep what this process and the compilers it starts print meanwhile; it is printed all the same."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    before = os.dup(1), os.dup(2)
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def copy() -> None:
+        with open(reading, errors="replace") as lines:
+            for line in lines:
+                kept.append(line)
+                os.write(before[0], line.encode())
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in zip((1, 2), before, strict=True):
+            os.dup2(saved, number)
+        thread.join()
+        for saved in before:
+            os.close(saved)
+
+
+def first_error(output: list[str], error: Exception) -> str:
+    """The compiler's or the linker's first complaint, without where the sources lie."""
+    complaints = (line for line in output if re.search(r"\berror\b|\bfatal\b|cannot find", line))
+    first = next(complaints, str(error) or type(error).__name__).strip().splitlines()[0]
+    return first.replace(f"{ROOT}/", "")[:300]
+
+
 class Build(BuildExtension):
-    """Builds each library on its own: a CUDA toolchain that fails does not cost the CPU library."""
+    """Builds each library on its own; one that fails costs neither the other nor the installation."""
 
     def build_extensions(self) -> None:
-        wanted, self.extensions = self.extensions, []
+        wanted = self.extensions
         for extension in wanted:
-            self.extensions = [extension]
-            try:
-                super().build_extensions()
-            except Exception as error:
-                if not extension.name.endswith("_cuda") or os.environ.get("ATTNKERNELS_CUDA") == "1":
-                    raise
-                RECORD["cuda_missing"] = f"the build failed: {str(error).splitlines()[0]}"
-                RECORD["cuda_architectures"] = []
+            library = extension.name.rpartition("_C_")[2]
+            if not RECORD.get(f"{library}_missing"):
+                self.extensions, output = [extension], []
+                try:
+                    with output_kept(output):
+                        super().build_extensions()
+                except Exception as error:
+                    if os.environ.get("ATTNKERNELS_STRICT") == "1" or (
+                        library == "cuda" and os.environ.get("ATTNKERNELS_CUDA") == "1"
+                    ):
+                        raise
+                    RECORD[f"{library}_missing"] = f"it did not compile: {first_error(output, error)}"
+            extension.optional = True  # setuptools asks for the files of those that are not
         self.extensions = wanted
 
     def run(self) -> None:
         super().run()
-        folder = ROOT / "attnkernels" if self.inplace else Path(self.build_lib) / "attnkernels"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "_build.json").write_text(json.dumps(RECORD, indent=1) + "\n")
+        folders = [Path(self.build_lib) / "attnkernels"] + [ROOT / "attnkernels"] * bool(self.inplace)
         for library in ("cpu", "cuda"):
             if RECORD.get(f"{library}_missing"):
                 print(f"attnkernels: without the {library} library: {RECORD[f'{library}_missing']}", file=sys.stderr)
+                for folder in folders:  # of an earlier build
+                    (folder / f"_C_{library}.so").unlink(missing_ok=True)
+        if RECORD.get("cuda_missing"):
+            RECORD["cuda_architectures"] = []
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        (folders[-1] / "_build.json").write_text(json.dumps(RECORD, indent=1) + "\n")
+
+
+class Wheel(bdist_wheel):
+    """No CPython symbol is in the libraries: one wheel per platform serves every Python and every torch >= 2.10."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 EXTENSIONS, RECORD = extensions()
-COMMANDS = {"build_ext": Build.with_options(use_ninja=True, no_python_abi_suffix=True)}
+COMMANDS = {"build_ext": Build.with_options(use_ninja=True, no_python_abi_suffix=True), "bdist_wheel": Wheel}
 
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel
-except ImportError:
-    pass
-else:
-
-    class Wheel(bdist_wheel):
-        """No CPython symbol is in the libraries: one wheel per platform serves every Python and every torch >= 2.10."""
-
-        def get_tag(self) -> tuple[str, str, str]:
-            return "py3", "none", super().get_tag()[2]
-
-    COMMANDS["bdist_wheel"] = Wheel
-
-setup(ext_modules=EXTENSIONS, cmdclass=COMMANDS)
+setuptools.setup(ext_modules=EXTENSIONS, cmdclass=COMMANDS)

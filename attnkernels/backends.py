@@ -108,7 +108,7 @@ def _runs(architecture: str, major: int, minor: int) -> bool:
 def cuda_missing(device_index: int) -> str:
     """Why the CUDA library cannot run on that GPU; empty when it can."""
     if not _load.is_loaded("cuda"):
-        return _load.why_missing("cuda") + "; reinstall with nvcc on the PATH, or use the triton backend"
+        return f"{_load.why_missing('cuda')}; use the triton backend, or see python -m attnkernels.info"
     major, minor = torch.cuda.get_device_capability(device_index)
     built = _load.build_record().get("cuda_architectures", [])
     found = f"{major}.{minor}"

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import platform
 import sys
+import textwrap
 from typing import Any
 
 import torch
@@ -30,11 +31,26 @@ def _cpu_model() -> str:
         return platform.processor()
 
 
-def _library(wall: str, record: dict) -> dict[str, Any]:
-    found = {"loaded": _load.is_loaded(wall)}
-    if not found["loaded"]:
-        found["reason"] = record.get(f"{wall}_missing") or _load.why_missing(wall)
-    return found
+def _cpu_library() -> dict[str, Any]:
+    if not _load.is_loaded("cpu"):
+        return {"ready": False, "reason": _load.why_missing("cpu")}
+    return {"ready": True, "instructions": torch.ops.attnkernels.simd_level()}
+
+
+def _cuda_library() -> dict[str, Any]:
+    """Ready where at least one GPU can run it."""
+    if not _load.is_loaded("cuda"):
+        return {"ready": False, "reason": _load.why_missing("cuda")}
+    found = {"architectures": _load.build_record().get("cuda_architectures", [])}
+    if not torch.cuda.is_available():
+        return {"ready": False, "reason": f"built for {', '.join(found['architectures'])}; torch sees no GPU", **found}
+    obstacles = [backends.cuda_missing(index) for index in range(torch.cuda.device_count())]
+    return {"ready": False, "reason": obstacles[0], **found} if all(obstacles) else {"ready": True, **found}
+
+
+def _triton() -> dict[str, Any]:
+    reason = backends.triton_missing()
+    return {"ready": False, "reason": reason} if reason else {"ready": True}
 
 
 def collect() -> dict[str, Any]:
@@ -55,13 +71,6 @@ def collect() -> dict[str, Any]:
             except ValueError as error:  # a backend that is forced and cannot run here
                 backend, reason = "none", str(error)
             operators[name][device] = {"backend": backend, "reason": reason}
-    cpu = _library("cpu", record)
-    if cpu["loaded"]:
-        cpu["instructions"] = torch.ops.attnkernels.simd_level()
-    cuda = _library("cuda", record)
-    if cuda["loaded"]:
-        cuda["architectures"] = record.get("cuda_architectures", [])
-    triton_reason = backends.triton_missing()
     return {
         "attnkernels": __version__,
         "python": platform.python_version(),
@@ -71,21 +80,45 @@ def collect() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}, {_cpu_model()}, {torch.get_num_threads()} threads",
         "gpus": gpus,
         "built_with": record,
-        "libraries": {
-            "cpu": cpu,
-            "cuda": cuda,
-            "triton": {"loaded": not triton_reason, **({"reason": triton_reason} if triton_reason else {})},
-        },
+        "libraries_from": str(_load.home()),
+        "stale": _load.stale(),
+        "libraries": {"cpu": _cpu_library(), "cuda": _cuda_library(), "triton": _triton()},
         "forced_backend": backends.requested("auto"),
         "operators": operators,
     }
 
 
-_FIXES = {
-    "cpu": "install a C++20 compiler (g++ >= 11 or clang >= 14), then reinstall with pip install --no-build-isolation",
-    "cuda": "install a CUDA build of torch and nvcc of its version (or attnkernels[cuda-compiler]), then reinstall",
-    "triton": "needs a GPU that torch sees, and pip install triton",
-}
+_REINSTALL = "pip install --no-build-isolation ."
+_FIXES = (  # by what the reason says, the first that fits
+    ("hides the package", f"start Python in another folder, or build this one: {_REINSTALL}"),
+    ("source tree that was not built", f"in that folder: {_REINSTALL}"),
+    ("no C++ compiler", f"install g++ 11 or newer, or clang 16 or newer; then {_REINSTALL}"),
+    ("did not compile", f"needs g++ 11 or newer, or clang 16 or newer; all of the output: {_REINSTALL} -v"),
+    ("ATTNKERNELS_CUDA=0", f"ATTNKERNELS_CUDA=auto {_REINSTALL}"),
+    (
+        "build without CUDA",
+        f"where there is a GPU: install a CUDA build of torch and nvcc of its version; then {_REINSTALL}",
+    ),
+    (
+        "no nvcc",
+        f'pip install "attnkernels[cuda-compiler]", or put nvcc on the PATH or set CUDA_HOME; then {_REINSTALL}',
+    ),
+    ("nvcc is of CUDA", f"put nvcc of torch's CUDA version on the PATH, or set CUDA_HOME; then {_REINSTALL}"),
+    ("was built for", "set TORCH_CUDA_ARCH_LIST as it says, or use the triton backend"),
+    ("sees no GPU", "nothing, on a machine without a GPU; with one, nvidia-smi tells whether its driver works"),
+    ("triton is not installed", "pip install triton"),
+    ("", f"build it next to this torch: {_REINSTALL}"),
+)
+
+
+def fix(reason: str) -> str:
+    """What to do about a missing library, by why it is missing."""
+    return next(hint for said, hint in _FIXES if said in reason)
+
+
+def _wrapped(first: str, words: str) -> list[str]:
+    """Lines of at most 100 columns, three of them at most."""
+    return textwrap.wrap(words, 100, initial_indent=first, subsequent_indent=" " * 10, max_lines=3, placeholder=" ...")
 
 
 def text(found: dict[str, Any]) -> str:
@@ -100,11 +133,14 @@ def text(found: dict[str, Any]) -> str:
         "libraries",
     ]
     for name, library in found["libraries"].items():
-        if library["loaded"]:
+        if library["ready"]:
             detail = library.get("instructions") or ", ".join(library.get("architectures", []))
             lines.append(f"  {name:7} ready{': ' + detail if detail else ''}")
         else:
-            lines += [f"  {name:7} not available: {library['reason']}", f"          to fix: {_FIXES[name]}"]
+            lines += _wrapped(f"  {name:7} ", f"not available: {library['reason']}")
+            lines += _wrapped(" " * 10, f"to fix: {fix(library['reason'])}")
+    if found["stale"]:
+        lines += _wrapped("  ", f"they were built from other C++ sources than those beside them: {_REINSTALL}")
     if found["forced_backend"] != "auto":
         lines += ["", f"every call is forced to backend {found['forced_backend']!r} (ATTNKERNELS_BACKEND)"]
     lines += ["", "operators"]

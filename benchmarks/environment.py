@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -18,11 +19,28 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("triton", "timm", "torchvision", "numpy")
 
 
+WRITTEN = (":!README.md", ":!benchmarks/results", ":!docs")  # what a benchmark changes, not what it measures
+
+
 def _output(*command: str) -> str:
+    """What a command prints; nothing where it fails or is not there."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
+def _commit() -> dict[str, Any]:
+    """The commit that is measured and how many of its files were changed since.
+
+    A copy without a history is told by ATTNKERNELS_COMMIT, as "<commit>" or "<commit>+<number of changed files>".
+    """
+    if commit := _output("git", "rev-parse", "HEAD"):
+        status = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
+        return {"commit": commit, "modified_files": len(status.splitlines())}
+    commit, _, modified = os.environ.get("ATTNKERNELS_COMMIT", "").partition("+")
+    return {"commit": commit or None, "modified_files": int(modified or 0) if commit else None}
 
 
 def _version(package: str) -> str | None:
@@ -45,8 +63,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """A JSON-ready record of the machine, the versions and the commit."""
     record: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "HEAD") or None,
-        "modified_files": len(_output("git", "status", "--porcelain", "--untracked-files=no").splitlines()),
+        **_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),

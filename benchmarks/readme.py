@@ -17,7 +17,11 @@ OURS = ("compile_ours", "cpu", "cuda", "triton")
 def _place(document: Document, file: Path) -> str:
     place = document["environment"]
     threads = "" if document["environment"].get("driver") else f", {place['threads']} thread"
-    commit = str(place.get("commit", ""))[:10]
+    commit = str(place["commit"])[:10]
+    if place["modified_files"]:
+        commit += f" with {place['modified_files']} files changed"
+    elif place.get("commit_note"):
+        commit += f" ({place['commit_note']})"
     link = f"[{file.name}](benchmarks/results/{file.name})"
     return f"{place['device']}{threads}, torch {place['versions']['torch']}; {link}, {commit}"
 

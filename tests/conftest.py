@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkernels.testing import emulation
+from tools import emulation
 
 if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
     emulation.load()

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from attnkernels.testing import emulation
+from tools import emulation
 
 
 def pytest_collection_modifyitems(items):

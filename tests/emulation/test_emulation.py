@@ -5,8 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from attnkernels.testing import emulation
-from tools import cuda_toolkit
+from tools import cuda_toolkit, emulation
 
 
 @pytest.fixture(scope="module")

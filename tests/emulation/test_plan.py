@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from attnkernels.testing import emulation
+from tools import emulation
 
 # Fields of the emulated device; what is missing is an H100's.
 DEVICES = {

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from attnkernels.testing import emulation
+from tools import emulation
 
 MODES = ("plain", "asan", "tsan")
 KERNELS = (

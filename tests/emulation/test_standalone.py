@@ -4,8 +4,7 @@ import subprocess
 
 import pytest
 
-from attnkernels.testing import emulation
-from tools import emulated
+from tools import emulated, emulation
 
 ROOMS = [name for name in emulated.programs() if list((emulated.ROOT / "csrc" / name).glob("*.cu"))]
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnkernels.testing.emulation import short_name
 from tools import cuda_toolkit
+from tools.emulation import short_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARY = ROOT / "attnkernels" / "_C_cuda.so"

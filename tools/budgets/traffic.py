@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnkernels.testing import emulation
+from tools import emulation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_FILES = ROOT / "tests" / "emulation" / "traffic"

@@ -1,0 +1,33 @@
+// Included before everything else in the host sources of the libraries, so that what is built on a newer Linux loads on
+// any with the glibc 2.28 and the libstdc++ of GCC 8 (manylinux_2_28), which PyTorch's own wheels ask for too.
+#pragma once
+
+#include <features.h>
+
+#include <cstddef>  // the first header of the standard library, which sets the switch below
+
+// The templates of string streams are instantiated in the libraries: libstdc++ holds their C++20 members from GCC 11
+// on.
+#if defined(__GLIBCXX__)
+#undef _GLIBCXX_EXTERN_TEMPLATE
+#define _GLIBCXX_EXTERN_TEMPLATE 0
+#endif
+
+#if defined(__GLIBC__) && (defined(__x86_64__) || defined(__aarch64__))
+
+// Functions that later versions of glibc moved or replaced, by their first version, which every glibc still has.
+#if defined(__x86_64__)
+#define ATTNKERNELS_FIRST_GLIBC "GLIBC_2.2.5"
+#else
+#define ATTNKERNELS_FIRST_GLIBC "GLIBC_2.17"
+#endif
+__asm__(".symver dlsym, dlsym@" ATTNKERNELS_FIRST_GLIBC);
+__asm__(".symver log, log@" ATTNKERNELS_FIRST_GLIBC);
+
+// libstdc++ asks this variable of glibc 2.32 whether reference counts may do without atomics. A process that holds
+// torch has threads, so the libraries answer by themselves: never.
+extern "C" {
+[[gnu::weak, gnu::visibility("hidden")]] char __libc_single_threaded = 0;
+}
+
+#endif
