@@ -6,8 +6,7 @@
 
 #include <cstddef>  // the first header of the standard library, which sets the switch below
 
-// The templates of string streams are instantiated in the libraries: libstdc++ holds their C++20 members from GCC 11
-// on.
+// String streams are instantiated in the libraries: before GCC 11 libstdc++ holds no C++20 members of them.
 #if defined(__GLIBCXX__)
 #undef _GLIBCXX_EXTERN_TEMPLATE
 #define _GLIBCXX_EXTERN_TEMPLATE 0
