@@ -92,6 +92,7 @@ def test_real_models_in_print(name):
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= NARROWEST
     assert len(lines) <= 25
+    assert not [line for line in lines if line.endswith("-")], "names stay whole"
     # the blocks are parents of the others
     blocks = {r.name for r in report.replaced if any(o.name.startswith(f"{r.name}.") for o in report.replaced)}
     gates = [r for r in report.replaced if r.name not in blocks]
