@@ -13,6 +13,7 @@ from ..layers._fusing import are_ordinary, is_bare, left_to_pytorch, qualified_n
 from ..layers._guard import invalidate
 from ..ops import squeeze_excite
 from ._adapter import Adapter
+from ._availability import is_unserved
 from ._dispatch import FLAG, Serve, backend_of
 
 Arguments = Callable[[nn.Module], Excitation | str]
@@ -69,7 +70,7 @@ def excitation_adapter(
 
 def fusable(module: nn.Module, x: Tensor, arguments: Arguments) -> Excitation | None:
     """The op's arguments where this call of the module may be fused; None where the original forward has to run."""
-    if left_to_pytorch(x) or x.dim() != 4:
+    if left_to_pytorch(x) or x.dim() != 4 or is_unserved(x, backend_of(module)):
         return None
     found = arguments(module)
     if found.__class__ is str or not are_ordinary(*found.weights):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,14 +9,15 @@ import torch
 from torch import nn
 
 from .. import backends
+from .._messages import shortened, shown
 from ..layers._fusing import qualified_name
 from ._adapter import Adapter, find_adapter
+from ._availability import device_of, unserved, waiting
 from ._dispatch import is_flagged, lock, release, serve
 from ._registry import ADAPTERS
+from ._selection import Selection, Selector, names_of_modules
 from ._weights import sharded_modules, unusual
 from .report import Replaced, Report, Skipped
-
-Selector = str | type[nn.Module]
 
 
 def patch(
@@ -36,7 +36,9 @@ def patch(
     `torch.compile`, export and tracing the original forward runs, which the compiler fuses by itself. In inference on a
     CPU the blocks of known networks do the batch normalisation and the activation before an excitation together with
     it, over what the convolution before them returned, unless one of these modules carries a hook or something may hold
-    that result. A second call changes nothing but, if asked, the backend.
+    that result. Where nothing but the formula in PyTorch could serve a module (no library was built, no backend for its
+    device), it is left alone, unless backend="reference" is asked for. A second call changes nothing but, if asked, the
+    backend.
 
     Args:
         model: any module; also one that is itself an attention module.
@@ -47,37 +49,44 @@ def patch(
         dry_run: only report.
 
     Returns:
-        What was replaced and what was left alone and why; printed, a table.
+        What was replaced, and what was left alone and why, as data and in print. The model is changed in place.
 
     Raises:
-        TypeError: model is no module, include or exclude is neither names nor module classes.
+        TypeError: model is no module, include or exclude is neither names nor module classes, backend is no name.
         ValueError: a pattern matches no module; no such backend, or it cannot run on the device of a module's
             parameters. Nothing has been changed then.
     """
     _check_model("patch", model)
-    if backend not in backends.BACKENDS:
-        raise ValueError(f"patch: backend: expected one of {', '.join(map(repr, backends.BACKENDS))}, got {backend!r}")
-    names = _names(model)
-    included = None if include is None else _Selection("include", include, names)
-    excluded = _Selection("exclude", exclude, names) if exclude is not None else None
+    _check_backend(backend)
+    names = names_of_modules(model)
+    included = None if include is None else Selection("include", include, model, names)
+    excluded = None if exclude is None else Selection("exclude", exclude, model, names)
+    wanted = backends.requested(backend)
 
     with lock:  # classes stay as they are between the plan and what is done
         sharded = sharded_modules(model)
-        candidates = [
-            _candidate(names[id(module)], module, included, excluded, id(module) in sharded)
+        found = [
+            _candidate(names[id(module)], module, included, excluded, id(module) in sharded, wanted)
             for module in model.modules()
         ]
-        candidates = _without_lonely_blocks([candidate for candidate in candidates if candidate is not None])
+        found = [candidate for candidate in found if candidate is not None]
+        candidates = _without_lonely_blocks(found)
         chosen = [candidate for candidate in candidates if not candidate.obstacle]
         replaced = tuple(
-            Replaced(c.name, c.original, c.adapter.op, _backend(c, backend), _fuses(c.adapter, c.module))
+            Replaced(c.name, c.original, c.adapter.op, _backend(c, backend, wanted), _fuses(c.adapter, c.module))
             for c in chosen
         )
-        skipped = tuple(Skipped(c.name, c.original, c.obstacle) for c in candidates if c.obstacle)
+        skipped = tuple(Skipped(c.name, c.original, c.obstacle, c.is_block) for c in candidates if c.obstacle)
         if not dry_run:
             serve([(c.module, c.adapter.forward, backend) for c in chosen])
+    attention = [candidate.module for candidate in found if not candidate.is_block]
+    hints = [
+        *(hint for selection in (included, excluded) if selection is not None for hint in selection.hints(attention)),
+        *_scripted(model),
+        *(waiting([candidate.module for candidate in chosen]) if wanted == "auto" else ()),
+    ]
     recognised = tuple(name for name, adapter in ADAPTERS.items() if adapter.within is None)
-    return Report(replaced, skipped, recognised, dry_run)
+    return Report(replaced, skipped, recognised, dry_run, tuple(hints))
 
 
 def unpatch(model: nn.Module) -> nn.Module:
@@ -110,65 +119,34 @@ class _Candidate:
     def original(self) -> str:
         return qualified_name(type(self.module))
 
-
-def _names(model: nn.Module) -> dict[int, list[str]]:
-    """All names of each module, by its identity: a module that is used in two places has two."""
-    names: dict[int, list[str]] = {}
-
-    def walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...]) -> None:
-        names.setdefault(id(module), []).append(name)
-        for key, child in module._modules.items():
-            if child is not None and not any(child is parent for parent in parents):
-                walk(child, f"{name}.{key}" if name else key, (*parents, child))
-
-    walk(model, "", (model,))
-    return names
-
-
-class _Selection:
-    """Modules chosen by name patterns and classes."""
-
-    def __init__(self, argument: str, wanted: Selector | Iterable[Selector], names: dict[int, list[str]]):
-        if isinstance(wanted, str | type):
-            wanted = [wanted]
-        if not isinstance(wanted, Iterable):
-            raise TypeError(f"patch: {argument}: expected names or module classes, got {wanted!r}")
-        self.patterns: list[str] = []
-        self.classes: list[type] = []
-        for item in wanted:
-            if isinstance(item, str):
-                if not any(fnmatch.fnmatchcase(name, item) for aliases in names.values() for name in aliases):
-                    raise ValueError(f"patch: {argument}: expected a pattern that matches some module, got {item!r}")
-                self.patterns.append(item)
-            elif isinstance(item, type) and issubclass(item, nn.Module):
-                self.classes.append(item)
-            else:
-                raise TypeError(f"patch: {argument}: expected names or module classes, got {item!r}")
-
-    def matched_by(self, names: list[str], module: nn.Module) -> str:
-        """What of the selection a module with these names matches; empty where it matches nothing."""
-        for pattern in self.patterns:
-            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                return repr(pattern)
-        return next((cls.__name__ for cls in self.classes if isinstance(module, cls)), "")
+    @property
+    def is_block(self) -> bool:
+        return self.adapter.within is not None
 
 
 def _candidate(
-    names: list[str], module: nn.Module, included: _Selection | None, excluded: _Selection | None, sharded: bool
+    names: list[str],
+    module: nn.Module,
+    included: Selection | None,
+    excluded: Selection | None,
+    sharded: bool,
+    wanted: str,
 ) -> _Candidate | None:
     """A module that an adapter recognises, with the obstacle to replacing it; None for any other."""
     adapter, obstacle = find_adapter(type(module), ADAPTERS)
     if adapter is None:
         return None
-    if excluded is not None and (match := excluded.matched_by(names, module)):
+    if excluded is not None and (match := excluded.matched_by(module)):
         obstacle = f"excluded by {match}"
-    elif included is not None and not included.matched_by(names, module):
+    elif included is not None and not included.matched_by(module):
         obstacle = "not among those to include"
     elif not obstacle and "forward" in module.__dict__:
         obstacle = "its forward was replaced on the instance"
     elif not obstacle:
         found = adapter.arguments(module)
         obstacle = found if isinstance(found, str) else unusual(module, found, sharded)
+        if not obstacle and wanted == "auto":
+            obstacle = unserved(device_of(module))
     if obstacle and is_flagged(module):
         obstacle += " (it stays as an earlier patch left it)"
     return _Candidate(names[0], module, adapter, obstacle)
@@ -185,22 +163,48 @@ def _without_lonely_blocks(candidates: list[_Candidate]) -> list[_Candidate]:
     return [candidate for candidate in candidates if stays(candidate)]
 
 
+def _scripted(model: nn.Module) -> list[str]:
+    """What to say of modules that do not run in Python."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return ["modules compiled by torch.jit run code of their own, which patch cannot change"]
+    return []
+
+
 def _fuses(adapter: Adapter, module: nn.Module) -> str:
     return adapter.fuses if isinstance(adapter.fuses, str) else adapter.fuses(module)
 
 
-def _backend(candidate: _Candidate, backend: str) -> str:
+def _backend(candidate: _Candidate, backend: str, wanted: str) -> str:
     """The backend that the module's calls will run on while its parameters stay where they are."""
-    parameter = next(candidate.module.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    wanted = backends.requested(backend)
+    device = device_of(candidate.module)
     if wanted == "auto":
         return backends.best_wall(device)
     if reason := backends.unavailable(wanted, device):
-        raise ValueError(f"patch: backend: {wanted!r} cannot run {candidate.name or 'the model'}: {reason}")
+        by = "" if backend == wanted else " (by use_backend or ATTNKERNELS_BACKEND)"
+        name = shortened(candidate.name) or "the model"
+        message = f"patch: backend: expected one that can run {name}, got {wanted!r}{by}: "
+        raise ValueError(message + shortened(reason, 300 - len(message)))
     return wanted
 
 
+def _check_backend(backend: str) -> None:
+    if not isinstance(backend, str) or backend not in backends.BACKENDS:
+        expected = ", ".join(map(repr, backends.BACKENDS))
+        error = ValueError if isinstance(backend, str) else TypeError
+        raise error(f"patch: backend: expected one of {expected}, got {shown(backend)}")
+
+
 def _check_model(function: str, model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{function}: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        got = f"{shown(model)}: make an instance of it"
+    elif isinstance(model, str):
+        got = f"{shown(model)}: make the model of that name"
+    elif isinstance(model, list | tuple):
+        got = f"{type(model).__name__}: give one module at a time"
+    elif isinstance(model, Report):
+        got = "the report of patch, which changes the model in place: give the model itself"
+    else:
+        got = shortened(type(model).__name__)
+    raise TypeError(f"{function}: model: expected a torch.nn.Module, got {got}")

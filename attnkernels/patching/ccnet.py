@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers._fusing import is_bare, left_to_pytorch, qualified_name
 from ..ops import criss_cross_attention
 from ._adapter import Adapter, source_fingerprint
+from ._availability import is_unserved
 from ._dispatch import backend_of
 
 # INF(B, H, W), the mask of the official code: on the current GPU, or on the CPU as many copies have it.
@@ -63,6 +64,8 @@ def _attended(self: nn.Module, x: Tensor, obstacle: Callable[[nn.Module], tuple 
     if (plain and not torch.onnx.is_in_onnx_export()) or x.dim() != 4:
         return None
     if not compiling and isinstance(obstacle(self), str):
+        return None
+    if not (plain or compiling) and is_unserved(x, backend_of(self)):
         return None
     query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
     return criss_cross_attention(query, key, value, backend="reference" if plain else backend_of(self))

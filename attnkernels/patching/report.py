@@ -1,9 +1,18 @@
-"""What `patch` returns: data, and a table when printed."""
+"""What `patch` returns: data, and a text when printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from torch import nn
+
+from . import _report_text
+
+_ATTENTION = "the module"
+_NOT_THE_MODEL = (
+    "patch changes the model in place and returns a report: keep the model, `attnkernels.patch(model); model(x)`"
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +23,8 @@ class Replaced:
         name: dotted name in the model, the first where it has several; empty for the model itself.
         original: qualified name of its class.
         op: the function that runs.
-        backend: the backend it runs on, by the device of the module's parameters at the time.
+        backend: the backend it runs on, by the device of the module's parameters at the time; "reference" also where
+            none takes this device and the module waits to be moved.
         fuses: what of the module the op computes.
     """
 
@@ -22,7 +32,12 @@ class Replaced:
     original: str
     op: str
     backend: str
-    fuses: str = "the module"
+    fuses: str = _ATTENTION
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a block around an attention module, which is a record of its own."""
+        return self.fuses != _ATTENTION
 
 
 @dataclass(frozen=True)
@@ -33,53 +48,45 @@ class Skipped:
         name: dotted name in the model, the first where it has several; empty for the model itself.
         original: qualified name of its class.
         reason: why it was left alone.
+        is_block: whether it is a block around an attention module.
     """
 
     name: str
     original: str
     reason: str
+    is_block: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `patch` did, or with `dry_run` would do.
+
+    It is not the model: calling it, or asking it for what a model has, raises and says so.
 
     Attributes:
         replaced: the modules that ops serve.
         skipped: the modules left alone, with reasons.
         recognised: qualified names of all classes that `patch` knows.
         dry_run: whether nothing was changed.
+        hints: what may not be as it was meant, a sentence each.
     """
 
     replaced: tuple[Replaced, ...]
     skipped: tuple[Skipped, ...]
-    recognised: tuple[str, ...] = field(repr=False)
+    recognised: tuple[str, ...]
     dry_run: bool = False
+    hints: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if not self.replaced and not self.skipped:
-            known = "\n".join(f"  {name}" for name in self.recognised)
-            return f"nothing to replace: the model has no module of a class that is recognised, which are\n{known}"
-        verb = "would be replaced" if self.dry_run else "replaced"
-        parts = [f"{_modules(len(self.replaced))} {verb}, {len(self.skipped)} left alone"]
-        if self.replaced:
-            rows = [(_shown(r.name), r.original, r.op, r.backend, r.fuses) for r in self.replaced]
-            parts.append(_table(("module", "original", "op", "backend", "fuses"), rows))
-        if self.skipped:
-            rows = [(_shown(s.name), s.original, s.reason) for s in self.skipped]
-            parts.append(_table(("left alone", "original", "reason"), rows))
-        return "\n\n".join(parts)
+        return _report_text.text(self)
 
+    def __repr__(self) -> str:
+        return f"<attnkernels.patch report: {_report_text.summary(self)}; print it for more>"
 
-def _shown(name: str) -> str:
-    return name or "(the model)"
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(_NOT_THE_MODEL)
 
-
-def _modules(count: int) -> str:
-    return f"{count} module{'' if count == 1 else 's'}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    ruled = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in ruled)
+    def __getattr__(self, name: str) -> NoReturn:
+        of_models = name in nn.Module.__annotations__ or (hasattr(nn.Module, name) and not name.startswith("__"))
+        message = _NOT_THE_MODEL if of_models else f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=self)

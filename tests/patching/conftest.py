@@ -12,8 +12,12 @@ import torch
 import torchvision
 from torch import nn
 
+import attnkernels
+from attnkernels import _load, backends
 from attnkernels.patching import _excitation
 from attnkernels.patching._dispatch import release
+
+MISSING = "_C_cpu.so was not built (no compiler)"
 
 
 def tiny_seresnet(block: str = "basic", **options) -> nn.Module:
@@ -105,3 +109,21 @@ def calls(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(_excitation, "squeeze_excite", recorded)
     return made
+
+
+@pytest.fixture
+def no_libraries(monkeypatch):
+    """The process as if no library had been built, and no GPU were there."""
+    monkeypatch.setattr(_load, "_loaded", set())
+    monkeypatch.setattr(_load, "_missing", {"cpu": MISSING, "cuda": "_C_cuda.so was not built"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backends, "triton_missing", lambda: "torch sees no GPU")
+    with attnkernels.use_backend("auto"):  # whatever ATTNKERNELS_BACKEND says
+        yield
+
+
+@pytest.fixture
+def elsewhere(no_libraries, monkeypatch):
+    """As if Triton could run on a GPU of this machine, which the tests never use."""
+    monkeypatch.setattr(backends, "triton_missing", lambda: "")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("CUDA was initialised"))

@@ -13,6 +13,8 @@ import attnkernels
 from attnkernels.patching import _adapter, _patch, ccnet
 from attnkernels.patching._registry import ADAPTERS
 
+from .conftest import MISSING
+
 MMCV, OFFICIAL = ccnet.ADAPTERS
 
 
@@ -115,6 +117,31 @@ def test_same_outputs_and_gradients(cls, calls):
     attnkernels.unpatch(model)
     assert type(model[1]) is cls
     assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize("cls", [OpenMMLab, CrissCrossAttention])
+def test_the_own_forward_runs_where_nothing_faster_could(cls, calls, elsewhere):
+    torch.manual_seed(0)
+    module, x = cls(), torch.randn(2, 16, 5, 7)
+    want = module(x)
+    assert attnkernels.patch(module).replaced
+    assert torch.equal(module(x), want)
+    assert not calls
+    with attnkernels.use_backend("reference"):
+        torch.testing.assert_close(module(x), want)
+    assert len(calls) == 1
+    # the mask is on the CPU, and would not let the own forward run
+    assert module.to("meta")(x.to("meta")).shape == want.shape
+
+
+@pytest.mark.parametrize("cls", [OpenMMLab, CrissCrossAttention])
+def test_left_alone_without_libraries(cls, calls, no_libraries):
+    module, x = cls(), torch.randn(2, 16, 5, 7)
+    want = module(x)
+    (skipped,) = attnkernels.patch(module).skipped
+    assert MISSING in skipped.reason
+    assert torch.equal(module(x), want)
+    assert not calls
 
 
 def test_compiled_models_take_the_op_too():
