@@ -82,7 +82,7 @@ def collect() -> dict[str, Any]:
 
 
 _FIXES = {
-    "cpu": "install a C++20 compiler (g++ >= 11 or clang >= 14), then reinstall with pip install --no-build-isolation",
+    "cpu": "install g++ 11 or newer, or clang 14 or newer, then reinstall with pip install --no-build-isolation",
     "cuda": "install a CUDA build of torch and nvcc of its version (or attnkernels[cuda-compiler]), then reinstall",
     "triton": "needs a GPU that torch sees, and pip install triton",
 }

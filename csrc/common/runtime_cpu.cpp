@@ -31,7 +31,7 @@ namespace {
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 #if defined(__x86_64__)
-// __builtin_cpu_supports takes "f16c" only from clang 19 on.
+// __builtin_cpu_supports does not take "f16c" in clang 16 and before.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
