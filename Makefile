@@ -2,7 +2,7 @@
 # make test    set everything up, build every wall, run the test-suite
 # make bench   microbenchmarks and whole models       make gpu      everything, on a machine with a GPU (offline)
 # make fuzz    random shapes, strides and options     make mutate   does the suite notice broken CUDA kernels?
-# make lint    ruff, clang-format                     make docs     the site       make wheel   a wheel in dist/
+# make lint    ruff, clang-format, other compilers    make docs     the site       make wheel   a wheel in dist/
 # make check-install   every documented way of installing, in clean environments (slow; ARGS="--python ... --torch ...")
 
 PYTHON ?= python3
@@ -36,10 +36,11 @@ fuzz: $(VENV)/.built
 mutate: $(VENV)/.built build/.boost
 	$(BIN)/python -m tools.mutate $(ARGS)
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint build/.compilers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/python -m tools.compile_checks
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
@@ -90,4 +91,13 @@ build/.boost:
 	mkdir -p build
 	test -e /usr/include/boost/context/fiber.hpp || (apt-get update -qq && apt-get install -y -qq libboost-context-dev) \
 	  || (echo "make test needs Boost.Context: install libboost-context-dev (Debian) or boost-context-devel" && exit 1)
+	touch $@
+
+# The compile checks need clang and g++ for aarch64. The oldest g++ that is supported is taken where it can be had.
+build/.compilers:
+	mkdir -p build
+	(command -v clang++ && command -v aarch64-linux-gnu-g++) >/dev/null \
+	  || (apt-get update -qq && apt-get install -y -qq clang g++-aarch64-linux-gnu) \
+	  || (echo "make lint needs clang and g++ for aarch64: install clang and g++-aarch64-linux-gnu (Debian)" && exit 1)
+	command -v g++-11 >/dev/null || apt-get install -y -qq g++-11 || echo "without g++ 11: g++ as it is here is checked"
 	touch $@

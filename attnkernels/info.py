@@ -92,8 +92,8 @@ _REINSTALL = "pip install --no-build-isolation ."
 _FIXES = (  # by what the reason says, the first that fits
     ("hides the package", f"start Python in another folder, or build this one: {_REINSTALL}"),
     ("source tree that was not built", f"in that folder: {_REINSTALL}"),
-    ("no C++ compiler", f"install g++ 11 or newer, or clang 16 or newer; then {_REINSTALL}"),
-    ("did not compile", f"needs g++ 11 or newer, or clang 16 or newer; all of the output: {_REINSTALL} -v"),
+    ("no C++ compiler", f"install g++ 11 or newer, or clang 14 or newer; then {_REINSTALL}"),
+    ("did not compile", f"needs g++ 11 or newer, or clang 14 or newer; all of the output: {_REINSTALL} -v"),
     ("ATTNKERNELS_CUDA=0", f"ATTNKERNELS_CUDA=auto {_REINSTALL}"),
     (
         "build without CUDA",

@@ -207,8 +207,8 @@ inline void multiply_pairs(int64_t rows, int64_t columns, int64_t depth, LeftFac
 template <int Half, class V, int... Lane>
 SIMD_INLINE void exchange(V& a, V& b, std::integer_sequence<int, Lane...>) {
   constexpr int lanes = sizeof...(Lane);
-  const V even = __builtin_shufflevector(a, b, (Lane & Half ? lanes + Lane - Half : Lane)...);
-  const V odd = __builtin_shufflevector(a, b, (Lane & Half ? lanes + Lane : Lane + Half)...);
+  const V even = shuffle<(Lane & Half ? lanes + Lane - Half : Lane)...>(a, b);
+  const V odd = shuffle<(Lane & Half ? lanes + Lane : Lane + Half)...>(a, b);
   a = even;
   b = odd;
 }

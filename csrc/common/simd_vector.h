@@ -4,7 +4,7 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, sqrt, first_lanes, reduce_add, reduce_max, exp, sigmoid, silu
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, shuffle, reduce_add, reduce_max, exp, sigmoid, silu
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -231,12 +231,25 @@ SIMD_INLINE Uint16 from_float(Float v, Half) {
 #endif
 }
 
+// The integers of as many lanes as V has.
+template <class V>
+using Integers = std::conditional_t<std::is_same_v<V, Double>, Int64, Int32>;
+
+// The lanes of these numbers, counted through a and then b.
+template <int... Lane, class V>
+SIMD_INLINE V shuffle(V a, V b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, Lane...);
+#else  // g++ has clang's spelling only from version 12 on
+  return __builtin_shuffle(a, b, Integers<V>{Lane...});
+#endif
+}
+
 // v in the first `count` lanes, zero in the others
 template <class V>
 SIMD_INLINE V first_lanes(V v, int64_t count) {
-  using Integer = std::conditional_t<std::is_same_v<V, Double>, Int64, Int32>;
   constexpr int kCount = sizeof(V) / sizeof(v[0]);
-  Integer lane;
+  Integers<V> lane;
   for (int i = 0; i < kCount; ++i) lane[i] = i;
   return lane < int(count) ? v : V{};
 }

@@ -78,6 +78,8 @@ struct Sums {
   Accumulator<T>* partial;
   int64_t channels;
 };
+template <class T>
+Sums(T*, Accumulator<T>*, int64_t) -> Sums<T>;  // compilers deduce it for themselves only from clang 17 on
 
 // sums[i][c] = sum_k a(i, k) b[k][c] (+ scale[i] sums[i][c]) for the pixels i and k of a line and the channels from
 // `channel` on; written straight from the registers where the sums are of the accumulators' type.
