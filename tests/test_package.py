@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 
 import attnkernels
 from attnkernels import _load, _sources, backends, info
-from tools import shipped
+from tools import check_install, shipped
 
 PACKAGE = Path(attnkernels.__file__).parent
 ROOT = PACKAGE.parent
@@ -279,3 +280,14 @@ def test_info_gives_a_long_reason_three_lines(monkeypatch):
     start = next(number for number, line in enumerate(lines) if line.startswith("  cpu "))
     assert lines[start + 3].lstrip().startswith("to fix:")
     assert all(len(line) <= 100 for line in lines[start : start + 4])
+
+
+def test_the_readme_begins_with_commands_that_exist():
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = re.findall(r"^make ([a-z-]+)", first_screen, re.MULTILINE)
+    assert commands == ["demo", "test"]
+    assert set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text())) | set(commands) <= set(targets)
+    assert check_install.readme_commands() == [
+        'pip install "setuptools>=77" ninja', "pip install --no-build-isolation .",
+    ]  # fmt: skip
