@@ -45,7 +45,7 @@ def test_the_context_is_left_after_an_error():
 
 def test_unknown_names():
     with (
-        pytest.raises(ValueError, match=r"use_backend: expected one of 'auto', .*got 'fast'"),
+        pytest.raises(ValueError, match=r"use_backend: name: expected one of 'auto', .*got 'fast'"),
         attnkernels.use_backend("fast"),
     ):
         pass
