@@ -320,7 +320,7 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
         ValueError: no such op.
     """
     if op is not None:
-        _operator(op, "available_backends")
+        operator_of(op, "available_backends")
     walls = []
     if torch.cuda.is_available():
         gpu = torch.device("cuda", torch.cuda.current_device())
@@ -330,7 +330,7 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
     return (*walls, "reference")
 
 
-def _operator(op: Any, where: str) -> Operator:
+def operator_of(op: Any, where: str) -> Operator:
     """The operator of that name.
 
     Raises:
@@ -345,8 +345,8 @@ def _operator(op: Any, where: str) -> Operator:
 
 def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:
     """The backend that a call would take, and why."""
-    operator = _operator(op, "backend_of")
-    question = _Question(checked(backend, "backend_of: backend"))
+    operator = operator_of(op, "backend_of")
+    question = _Question(checked(backend, f"{op}: backend"))
     try:
         operator.function(*args, backend=question, **kwargs)
     except _Answer as answer:
@@ -372,6 +372,7 @@ def _check_call(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None
 def backend_of(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> str:
     """The name of the backend that `attnkernels.<op>(*args, **kwargs)` would run on, without running it.
 
-    Takes what the function takes, and raises what it would raise.
+    Takes what the function takes, and raises what it would raise; a TypeError that shows the function's signature where
+    there are too few or too many arguments.
     """
     return plan(op, *args, backend=backend, **kwargs)[0]

@@ -212,7 +212,7 @@ class _Attention(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         logits = self.fc_select(self.act(self.bn(self.fc_reduce(pooled[:, :, None, None]))))
-        return logits.view(pooled.shape[0], -1, pooled.shape[1])
+        return logits.flatten(1).unflatten(1, [-1, pooled.shape[1]])
 
 
 def _kernel_sizes(name: str, kernel_size: int | Sequence[int]) -> list[int]:

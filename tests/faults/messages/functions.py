@@ -200,7 +200,9 @@ REFERENCES = [
 ]
 
 
-def _public(argument: str, function) -> list[Mistake]:
+def public(argument: str) -> list[Mistake]:
+    """What is given in the place of a function's name."""
+    function = attnkernels.squeeze_excite
     names = "criss_cross_affinity"
     return [
         Mistake(argument, "misspelled", "squeeze_exite", ValueError, names, "'squeeze_exite'"),
@@ -225,9 +227,9 @@ BACKENDS = [
     Subject(
         "backend_of", _backend_of, lambda: {"op": "pooled_sum", "args": ([X, X],)},
         [
-            *_public("op", attnkernels.squeeze_excite),
+            *public("op"),
             Mistake("op", "None", None, TypeError, "criss_cross_affinity", "None"),
-            *backends(),
+            *(row._replace(by="pooled_sum") for row in backends()),
             Mistake("args", "none", (), TypeError, "pooled_sum(branches, *, backend)", "missing a required argument"),
             Mistake("args", "too many", (X, X), TypeError, "pooled_sum(branches, *, backend)", "too many positional"),
             Mistake("kwargs", "unknown", {"gate": 1}, TypeError, "pooled_sum(branches, *, backend)", "argument 'gate'"),
@@ -238,7 +240,7 @@ BACKENDS = [
     ),
     Subject(
         "available_backends", attnkernels.available_backends, lambda: {"op": "pooled_sum"},
-        _public("op", attnkernels.squeeze_excite),
+        public("op"),
     ),
     Subject(
         "use_backend", _use_backend, lambda: {"name": "cpu"},

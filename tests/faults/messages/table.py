@@ -22,6 +22,7 @@ class Mistake(NamedTuple):
         expected: what the message says was expected, a part of it.
         got: what the message says was got, a part of it.
         others: further arguments that differ from the right ones.
+        by: whose message it is, where that is not the subject itself.
     """
 
     argument: str
@@ -31,6 +32,7 @@ class Mistake(NamedTuple):
     expected: str
     got: str
     others: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default)
+    by: str = ""
 
 
 @dataclass

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import types
 
 import pytest
 import torch
-from faults.messages import functions, layers
+from faults.messages import functions, helpers, layers, patching
 from faults.messages.table import Mistake, Subject
 
+import attnkernels
+from attnkernels import testing
+
 LONGEST = 300
-SUBJECTS = [*functions.SUBJECTS, *layers.SUBJECTS]
+SUBJECTS = [*functions.SUBJECTS, *layers.SUBJECTS, *helpers.SUBJECTS, *patching.SUBJECTS]
 TITLES = [subject.title or subject.name for subject in SUBJECTS]
 ROWS = [
     pytest.param(subject, mistake, id=f"{title}-{mistake.argument}-{mistake.what}")
@@ -32,7 +36,7 @@ def test_message(subject, mistake, recorded):
     message = str(caught.value)
     assert len(message) <= LONGEST
     assert "\n" not in message
-    assert message.startswith(f"{subject.name}: ")
+    assert message.startswith(f"{mistake.by or subject.name}: ")
     where, found, got = message.partition(", got ")
     assert found
     named, found, expected = where.partition(": expected ")
@@ -61,3 +65,21 @@ def test_every_parameter_has_rows(subject):
     named = {mistake.argument for mistake in subject.mistakes}
     assert named | set(subject.unchecked) == parameters
     assert not named & set(subject.unchecked)
+
+
+def test_every_callable_has_rows():
+    """Classes are called too: layers are made, and then called on an input."""
+    calls = {subject.title or subject.name for subject in SUBJECTS}
+    layers_called = [f"{name}.forward" for name in attnkernels.layers.__all__]
+    public = {name for name in attnkernels.__all__ if callable(getattr(attnkernels, name))}
+    of_tests = {name for name in testing.__all__ if callable(getattr(testing, name)) and not _is_alias(name)}
+    assert public | set(attnkernels.ops.__all__) <= calls
+    assert {f"reference.{name}" for name in attnkernels.reference.__all__} <= calls
+    assert {*attnkernels.layers.__all__, *layers_called} <= calls
+    assert of_tests == (calls & of_tests) | set(helpers.WITHOUT_ROWS)
+    assert not calls & set(helpers.WITHOUT_ROWS)
+
+
+def _is_alias(name: str) -> bool:
+    """Whether it is the name of a type with parameters, as `Mapping[str, int]`."""
+    return isinstance(getattr(testing, name), types.GenericAlias)
