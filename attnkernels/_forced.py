@@ -25,23 +25,38 @@ _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 
 
 class Forced(str):
-    """A backend's name, with the checkpoint in whose forward or recomputation it was asked for."""
+    """A backend's name, with the checkpoint in whose forward or recomputation it was asked for.
+
+    Attributes:
+        checkpoint: the checkpoint; None outside of any.
+        token: what `leave` restores. Here, since one `use_backend` may be entered in several contexts at once.
+    """
 
     checkpoint: weakref.ref | None = None
+    token: Token | None = None
 
 
 _forced: ContextVar[str] = ContextVar("attnkernels_backend", default="")
 current = _forced.get  # what use_backend asks for here; "" for nothing
-leave = _forced.reset
 
 
-def enter(name: str) -> Token:
-    """Ask for a backend in this context; the result is for `leave`."""
+def enter(name: str) -> None:
+    """Ask for a backend in this context."""
     forced = Forced(name)
     for frame, _ in _checkpoints():
         forced.checkpoint = weakref.ref(frame)
         break
-    return _forced.set(forced)
+    forced.token = _forced.set(forced)
+
+
+def leave() -> None:
+    """Ask for what was asked for before the last `enter`."""
+    forced = _forced.get()
+    token = getattr(forced, "token", None)
+    if token is None:
+        raise RuntimeError("use_backend: expected to be left in the context where it was entered, got another one")
+    forced.token = None  # a module's guard may keep the name, and is not to keep the context
+    _forced.reset(token)
 
 
 def _checkpoints() -> list[tuple[object, bool]]:

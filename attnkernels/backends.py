@@ -7,12 +7,14 @@ the measurement behind them. A wall that was asked for by name and is not there 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
+import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from . import _forced, _load
+from ._messages import meant, one_of, shown
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
@@ -55,18 +58,30 @@ def register(operator: Operator) -> None:
     OPERATORS[operator.name] = operator
 
 
-def _checked(name: str, where: str) -> str:
-    if name not in BACKENDS and name not in _HIDDEN:
-        raise ValueError(f"{where}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    return name
+def checked(name: Any, where: str) -> str:
+    """The name of a backend.
+
+    Args:
+        name: what was given as one.
+        where: how the message begins: the function and its argument.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is no backend's name.
+    """
+    if isinstance(name, str) and (name in BACKENDS or name in _HIDDEN):
+        return name
+    kind = ValueError if isinstance(name, str) else TypeError
+    raise kind(f"{where}: expected {one_of(BACKENDS)}, got {shown(name)}{meant(name, BACKENDS)}")
 
 
-_environment = _checked(os.environ.get("ATTNKERNELS_BACKEND", "auto") or "auto", "ATTNKERNELS_BACKEND")
+_environment = checked(os.environ.get("ATTNKERNELS_BACKEND", "auto") or "auto", "ATTNKERNELS_BACKEND")
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+class use_backend:
     """Take this backend for every call inside the `with` block (a call's own `backend=` still wins).
+
+    As a decorator, for every call that the decorated function makes. Without either it does nothing, and warns.
 
     The backward of a call takes the call's backend, wherever it runs. So does what torch.utils.checkpoint recomputes
     with use_reentrant=False; the reentrant kind knows nothing of the forward but its inputs, and takes the backend that
@@ -76,13 +91,37 @@ def use_backend(name: str) -> Iterator[None]:
         name: "auto", "cpu", "cuda", "triton" or "reference".
 
     Raises:
+        TypeError: the name is no string.
         ValueError: the name is none of these. Whether the wall can run is decided by each call.
     """
-    token = _forced.enter(_checked(name, "use_backend"))
-    try:
-        yield
-    finally:
-        _forced.leave(token)
+
+    _used = True  # where a wrong name ends the construction
+
+    def __init__(self, name: str) -> None:
+        self._name = checked(name, "use_backend: name")
+        self._used = False
+
+    def __enter__(self) -> None:
+        self._used = True
+        _forced.enter(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        _forced.leave()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        self._used = True
+
+        @functools.wraps(function)
+        def forced_function(*args: Any, **kwargs: Any) -> Any:
+            with use_backend(self._name):
+                return function(*args, **kwargs)
+
+        return forced_function
+
+    def __del__(self) -> None:
+        if not self._used and not sys.is_finalizing():
+            call = f"use_backend({self._name!r})"
+            warnings.warn(f"{call} has no effect without `with`: write `with attnkernels.{call}: ...`", stacklevel=2)
 
 
 @functools.cache
@@ -154,10 +193,10 @@ def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
 forced = _forced.current  # what use_backend asks for here; "" for nothing
 
 
-def requested(backend: str) -> str:
-    """The backend that counts for a call made with `backend=`."""
-    if backend != "auto":
-        return _checked(backend, "backend")
+def requested(backend: str, op: str = "") -> str:
+    """The backend that counts for a call (of `op`, in a message) made with `backend=`."""
+    if not isinstance(backend, str) or backend != "auto":
+        return checked(backend, f"{op}: backend" if op else "backend")
     return _forced.of_call() or _environment
 
 
@@ -193,7 +232,7 @@ def choose(
     Raises:
         ValueError: a backend was asked for by name and cannot take this call.
     """
-    wanted = requested(backend)
+    wanted = requested(backend, op)
     compiling = torch.compiler.is_compiling()
     if not only_formula and not compiling:
         only_formula = needs_formula(x, *tensors)
@@ -264,9 +303,9 @@ def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not transforms_active()
         and forward_ad._current_level < 0
+        and backend.__class__ is str  # nor is it a question
         and (forced() or _environment if backend == "auto" else backend) in ("auto", "cpu")
         and _load.is_loaded("cpu")
-        and backend.__class__ is not _Question
     )
 
 
@@ -277,10 +316,11 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
         op: a public function's name, to have it checked; None for all.
 
     Raises:
+        TypeError: op is no string.
         ValueError: no such op.
     """
-    if op is not None and op not in OPERATORS:
-        raise ValueError(f"available_backends: op: expected one of {', '.join(sorted(OPERATORS))}, got {op!r}")
+    if op is not None:
+        operator_of(op, "available_backends")
     walls = []
     if torch.cuda.is_available():
         gpu = torch.device("cuda", torch.cuda.current_device())
@@ -290,20 +330,49 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
     return (*walls, "reference")
 
 
+def operator_of(op: Any, where: str) -> Operator:
+    """The operator of that name.
+
+    Raises:
+        TypeError, ValueError: no such op.
+    """
+    if isinstance(op, str) and op in OPERATORS:
+        return OPERATORS[op]
+    names = sorted(OPERATORS)
+    kind = ValueError if isinstance(op, str) else TypeError
+    raise kind(f"{where}: op: expected one of {', '.join(names)}, got {shown(op)}{meant(op, names, 0.6)}")
+
+
 def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:
     """The backend that a call would take, and why."""
-    if op not in OPERATORS:
-        raise ValueError(f"backend_of: op: expected one of {', '.join(sorted(OPERATORS))}, got {op!r}")
+    operator = operator_of(op, "backend_of")
+    question = _Question(checked(backend, f"{op}: backend"))
     try:
-        OPERATORS[op].function(*args, backend=_Question(backend), **kwargs)
+        operator.function(*args, backend=question, **kwargs)
     except _Answer as answer:
         return answer.args
+    except TypeError:
+        _check_call(operator, args, kwargs)
+        raise
     raise AssertionError(f"{op} chose no backend")
+
+
+def _check_call(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise where a function does not take so many arguments, or none of these names."""
+    signature = inspect.signature(operator.function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
+        names = inspect.Signature(bare)
+        got = str(error).removeprefix("got ")
+        raise TypeError(f"backend_of: *args, **kwargs: expected those of {operator.name}{names}, got {got}") from None
 
 
 def backend_of(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> str:
     """The name of the backend that `attnkernels.<op>(*args, **kwargs)` would run on, without running it.
 
-    Takes what the function takes, and raises what it would raise.
+    Takes what the function takes, and raises what it would raise; a TypeError that shows the function's signature where
+    there are too few or too many arguments.
     """
     return plan(op, *args, backend=backend, **kwargs)[0]

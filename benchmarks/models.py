@@ -250,7 +250,7 @@ def run(arguments) -> int:
     for name in arguments.model or MODELS:
         model = calibrate(load_model(name), photograph.batch(8))
         for batch, layout, dtype, direction in itertools.product(
-            map(int, arguments.batch), arguments.layout or LAYOUTS, arguments.dtype, arguments.direction or DIRECTIONS
+            arguments.batch, arguments.layout or LAYOUTS, arguments.dtype, arguments.direction or DIRECTIONS
         ):
             configuration = Configuration(name, batch, layout, DTYPES[dtype], direction, device)
             torch.compiler.reset()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import json
 import os
 import subprocess
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import attnkernels
-from attnkernels import backends, info
+from attnkernels import _forced, backends, info
 
 
 def call(**kwargs):
@@ -45,7 +50,7 @@ def test_the_context_is_left_after_an_error():
 
 def test_unknown_names():
     with (
-        pytest.raises(ValueError, match=r"use_backend: expected one of 'auto', .*got 'fast'"),
+        pytest.raises(ValueError, match=r"use_backend: name: expected one of 'auto', .*got 'fast'"),
         attnkernels.use_backend("fast"),
     ):
         pass
@@ -53,6 +58,83 @@ def test_unknown_names():
         attnkernels.backend_of("squeeze")
     with pytest.raises(ValueError, match="available_backends: op"):
         attnkernels.available_backends("squeeze")
+
+
+def test_a_context_can_be_kept_and_entered_again():
+    best = wall()
+    kept = attnkernels.use_backend("reference")
+    with kept:
+        assert wall() == "reference"
+        with attnkernels.use_backend("auto"), kept:
+            assert wall() == "reference"
+        assert wall() == "reference"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kept)
+        assert wall() == "reference"
+    assert wall() == best
+
+
+def test_one_context_serves_several_threads_at_once():
+    kept, best = attnkernels.use_backend("reference"), wall()
+    both_inside = threading.Barrier(2, timeout=60)
+
+    def inside() -> tuple[str, str]:
+        with kept:
+            both_inside.wait()
+            found = wall()
+        both_inside.wait()
+        return found, wall()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [task.result() for task in [threads.submit(inside) for _ in range(2)]] == [("reference", best)] * 2
+
+
+def test_a_context_left_elsewhere_is_an_error():
+    with attnkernels.use_backend("reference"), pytest.raises(RuntimeError, match="^use_backend: expected to be left"):
+        contextvars.Context().run(_forced.leave)
+
+
+def test_a_decorated_function_takes_the_backend_in_each_call():
+    best = wall()
+
+    @attnkernels.use_backend("reference")
+    def inside(depth: int) -> str:
+        """Documented."""
+        return wall() if depth == 0 else inside(depth - 1)
+
+    assert inside.__doc__ == "Documented."
+    assert inside(0) == inside(2) == "reference"
+    assert wall() == best
+
+
+def test_a_context_that_is_not_entered_warns_where_it_was_made():
+    with pytest.warns(UserWarning, match=r"^use_backend\('cpu'\) has no effect without `with`: write `with ") as warned:
+        attnkernels.use_backend("cpu")
+    assert [record.filename for record in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="name"):
+            attnkernels.use_backend("fast")
+
+
+def test_the_end_of_the_process_warns_of_nothing():
+    """Of an object that is left over nothing is known: it may have been meant for later."""
+    code = "import attnkernels as a; used, unused = a.use_backend('cpu'), a.use_backend('cpu'); used.__enter__()"
+    assert python(code).stderr == ""
+
+
+def test_a_compiled_function_may_enter_a_context():
+    def inside(x, weight):
+        with attnkernels.use_backend("reference"):
+            y = attnkernels.squeeze_excite(x, weight, None, weight, None)
+        return y + 1
+
+    x, weight = torch.randn(1, 4, 3, 3), torch.randn(4, 4)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Dynamo does not know")
+        got = torch.compile(inside, backend="eager")(x, weight)
+    torch.testing.assert_close(got, inside(x, weight))
 
 
 def test_available_backends_end_with_the_reference():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops import _checks, criss_cross_attention
 from ..ops.criss_cross.reference import attended
 from ._fusing import left_to_pytorch
+from ._input import called
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -34,24 +35,29 @@ class CrissCrossAttention(nn.Module):
         dim: 2 for images, 3 for volumes.
 
     Raises:
+        TypeError: one of them is no integer.
         ValueError: channels, reduction or recurrence below 1, or dim neither 2 nor 3.
     """
 
     def __init__(self, channels: int, reduction: int = 8, recurrence: int = 1, dim: int = 2):
         super().__init__()
-        for argument, value in (("channels", channels), ("reduction", reduction), ("recurrence", recurrence)):
-            if value < 1:
-                _checks.fail("CrissCrossAttention", argument, "at least 1", repr(value))
-        _checks.choice("CrissCrossAttention", "dim", dim, tuple(_CONVOLUTIONS))
-        convolution = _CONVOLUTIONS[dim]
-        reduced = max(1, channels // reduction)
-        self.recurrence = recurrence
+        name = "CrissCrossAttention"
+        channels = _checks.integer(name, "channels", channels)
+        reduced = max(1, channels // _checks.integer(name, "reduction", reduction))
+        convolution = _CONVOLUTIONS[_checks.integer(name, "dim", dim, min(_CONVOLUTIONS), max(_CONVOLUTIONS))]
+        self.recurrence = _checks.integer(name, "recurrence", recurrence)
         self.query_conv = convolution(channels, reduced, 1)
         self.key_conv = convolution(channels, reduced, 1)
         self.value_conv = convolution(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._applied(x)
+        else:  # which TorchScript does not compile
+            return called(self, self._applied, x, self._first)
+
+    def _applied(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence):
             query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
             if torch.jit.is_scripting():
@@ -62,6 +68,9 @@ class CrissCrossAttention(nn.Module):
                 out = criss_cross_attention(query, key, value, backend="reference" if plain else "auto")
             x = self.gamma * out + x
         return x
+
+    def _first(self) -> tuple[nn.Module, int]:
+        return self.query_conv, 1
 
     def extra_repr(self) -> str:
         return f"recurrence={self.recurrence}"

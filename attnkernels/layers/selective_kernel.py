@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import _checks, selective_kernel
+from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ..ops.selective_kernel.reference import pooled, selected
 from ._fusing import left_to_pytorch
+from ._input import called
 
 
 class SelectiveKernel(nn.Module):
@@ -41,7 +44,9 @@ class SelectiveKernel(nn.Module):
         rd_divisor: see rd_ratio.
 
     Raises:
-        ValueError: a kernel size that is even or below 3; not 2 to 8 paths; channels that do not divide.
+        TypeError: a size or width is no integer; rd_ratio is no number; keep_3x3 or split_input no bool.
+        ValueError: a kernel size that is even or below 3; not 2 to 8 paths; channels that do not divide; a width below
+            1; a ratio that is not above 0 and up to 1.
     """
 
     def __init__(
@@ -61,30 +66,42 @@ class SelectiveKernel(nn.Module):
     ):
         super().__init__()
         name = "SelectiveKernel"
-        sizes = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
-        if not 2 <= len(sizes) <= 8 or any(size < 3 or size % 2 == 0 for size in sizes):
-            _checks.fail(name, "kernel_size", "2 to 8 odd sizes of at least 3", repr(kernel_size))
+        in_channels = _checks.integer(name, "in_channels", in_channels)
+        out_channels = in_channels if out_channels is None else _checks.integer(name, "out_channels", out_channels)
+        sizes = _kernel_sizes(name, kernel_size)
+        stride = _checks.integer(name, "stride", stride)
+        dilation = _checks.integer(name, "dilation", dilation)
+        keep_3x3 = _checks.flag(name, "keep_3x3", keep_3x3)
+        split_input = _checks.flag(name, "split_input", split_input)
         if split_input and in_channels % len(sizes):
-            _checks.fail(name, "in_channels", f"a multiple of the {len(sizes)} paths", repr(in_channels))
-        out_channels = out_channels or in_channels
-        groups = min(out_channels, groups)
+            _checks.fail(name, "in_channels", f"a multiple of the {len(sizes)} paths", str(in_channels))
+        groups = min(out_channels, _checks.integer(name, "groups", groups))
         path_channels = in_channels // len(sizes) if split_input else in_channels
         if path_channels % groups or out_channels % groups:
-            _checks.fail(name, "groups", f"a divisor of {path_channels} and {out_channels}", repr(groups))
+            _checks.fail(name, "groups", f"a divisor of {path_channels} and {out_channels}", str(groups))
         self.split_input = split_input
-        self.path_channels = path_channels
         self.paths = nn.ModuleList(
             _ConvNormAct(path_channels, out_channels, 3, stride, dilation * (size - 1) // 2, groups)
             if keep_3x3
             else _ConvNormAct(path_channels, out_channels, size, stride, dilation, groups)
             for size in sizes
         )
-        attention_channels = rd_channels or _rounded_to(rd_divisor, out_channels * rd_ratio)
-        self.attn = _Attention(out_channels, len(sizes), attention_channels)
+        if rd_channels is None:
+            width = out_channels * _checks.ratio(name, "rd_ratio", rd_ratio)
+            rd_channels = _rounded_to(_checks.integer(name, "rd_divisor", rd_divisor), width)
+        else:
+            rd_channels = _checks.integer(name, "rd_channels", rd_channels)
+        self.attn = _Attention(out_channels, len(sizes), rd_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._applied(x)
+        else:  # which TorchScript does not compile
+            return called(self, self._applied, x, self._first)
+
+    def _applied(self, x: Tensor) -> Tensor:
         if self.split_input:
-            parts = torch.split(x, self.path_channels, 1)
+            parts = x.chunk(len(self.paths), 1)  # by the paths: of too many channels, none is left out unseen
             branches = [path(parts[i]) for i, path in enumerate(self.paths)]
         else:
             branches = [path(x) for path in self.paths]
@@ -93,6 +110,9 @@ class SelectiveKernel(nn.Module):
         else:  # which TorchScript does not compile
             backend = "reference" if left_to_pytorch(branches[0]) else "auto"
             return selective_kernel(branches, self.attn, backend=backend)
+
+    def _first(self) -> tuple[nn.Module, int]:
+        return self.paths[0].conv, len(self.paths) if self.split_input else 1
 
 
 class SKConv(nn.Module):
@@ -114,18 +134,25 @@ class SKConv(nn.Module):
         stride: of the convolutions.
 
     Raises:
-        ValueError: not 2 to 8 paths; channels that groups does not divide.
+        TypeError: one of them is no integer.
+        ValueError: not 2 to 8 paths; channels that groups does not divide; a number below 1.
     """
 
     def __init__(
         self, channels: int, paths: int = 2, groups: int = 32, rd_channels: int | None = None, *, stride: int = 1
     ):
         super().__init__()
-        if not 2 <= paths <= 8:
-            _checks.fail("SKConv", "paths", "2 to 8", repr(paths))
+        name = "SKConv"
+        channels = _checks.integer(name, "channels", channels)
+        paths = _checks.integer(name, "paths", paths, 2, MAX_BRANCHES)
+        groups = _checks.integer(name, "groups", groups)
+        stride = _checks.integer(name, "stride", stride)
         if channels % groups:
-            _checks.fail("SKConv", "groups", f"a divisor of {channels}", repr(groups))
-        rd_channels = rd_channels or max(channels // 16, 32)
+            _checks.fail(name, "groups", f"a divisor of {channels}", str(groups))
+        if rd_channels is None:
+            rd_channels = max(channels // 16, 32)
+        else:
+            rd_channels = _checks.integer(name, "rd_channels", rd_channels)
         self.convs = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, channels, 3 + 2 * i, stride, padding=1 + i, groups=groups),
@@ -138,12 +165,21 @@ class SKConv(nn.Module):
         self.fcs = nn.ModuleList(nn.Linear(rd_channels, channels) for _ in range(paths))
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._applied(x)
+        else:  # which TorchScript does not compile
+            return called(self, self._applied, x, self._first)
+
+    def _applied(self, x: Tensor) -> Tensor:
         branches = [conv(x) for conv in self.convs]
         if torch.jit.is_scripting():
             return selected(branches, self._logits(pooled(branches)))
         else:  # which TorchScript does not compile
             backend = "reference" if left_to_pytorch(branches[0]) else "auto"
             return selective_kernel(branches, self._logits, backend=backend)
+
+    def _first(self) -> tuple[nn.Module, int]:
+        return self.convs[0][0], 1
 
     def _logits(self, pooled: Tensor) -> Tensor:
         hidden = self.fc(pooled)
@@ -176,7 +212,21 @@ class _Attention(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         logits = self.fc_select(self.act(self.bn(self.fc_reduce(pooled[:, :, None, None]))))
-        return logits.view(pooled.shape[0], -1, pooled.shape[1])
+        return logits.flatten(1).unflatten(1, [-1, pooled.shape[1]])
+
+
+def _kernel_sizes(name: str, kernel_size: int | Sequence[int]) -> list[int]:
+    """The paths' sizes; a single number is that of two."""
+    expected = f"2 to {MAX_BRANCHES} odd sizes of at least 3"
+    given = kernel_size if isinstance(kernel_size, Sequence) and not isinstance(kernel_size, str) else [kernel_size] * 2
+    sizes = []
+    for size in given:
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            _checks.fail(name, "kernel_size", expected, _checks.shown(kernel_size), TypeError)
+        sizes.append(operator.index(size))
+    if not 2 <= len(sizes) <= MAX_BRANCHES or any(size < 3 or size % 2 == 0 for size in sizes):
+        _checks.fail(name, "kernel_size", expected, _checks.shown(kernel_size))
+    return sizes
 
 
 def _rounded_to(divisor: int, width: float) -> int:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..ops import _checks, squeeze_excite
 from ._excitation import cache_excitation, excitation, excited
 from ._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name
+from ._input import called
 from ._upstream_keys import as_convolutions, rename
 
+_NAME = "SqueezeExcite"
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 _GATES = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
 
@@ -49,8 +51,9 @@ class SqueezeExcite(nn.Module):
         gate: "sigmoid", "hard_sigmoid", or a module class; others than nn.Sigmoid and nn.Hardsigmoid as for `act`.
 
     Raises:
-        ValueError: a width below 1, or an unknown name.
-        TypeError: act or gate is neither a name nor a module class.
+        TypeError: a width is no integer; rd_ratio is no number, bias no bool, act or gate neither a name nor a module
+            class.
+        ValueError: a width below 1, a ratio that is not above 0 and up to 1, or an unknown name.
     """
 
     def __init__(
@@ -63,12 +66,12 @@ class SqueezeExcite(nn.Module):
         gate: str | type[nn.Module] = "sigmoid",
     ):
         super().__init__()
-        if channels < 1:
-            _checks.fail("SqueezeExcite", "channels", "at least 1", repr(channels))
+        channels = _checks.integer(_NAME, "channels", channels)
         if rd_channels is None:
-            rd_channels = max(1, round(channels * rd_ratio))
-        if rd_channels < 1:
-            _checks.fail("SqueezeExcite", "rd_channels", "at least 1", repr(rd_channels))
+            rd_channels = max(1, round(channels * _checks.ratio(_NAME, "rd_ratio", rd_ratio)))
+        else:
+            rd_channels = _checks.integer(_NAME, "rd_channels", rd_channels)
+        bias = _checks.flag(_NAME, "bias", bias)
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
         self.act = _made("act", act, _ACTIVATIONS)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
@@ -84,6 +87,9 @@ class SqueezeExcite(nn.Module):
         y = excited(self, x)
         if y is not None:
             return y
+        return called(self, self._considered, x, self._first)
+
+    def _considered(self, x: Tensor) -> Tensor:
         if left_to_pytorch(x):
             return self._children_in_turn(x)
         found = excitation(self, "fc1", "act", "fc2", "gate")
@@ -105,6 +111,9 @@ class SqueezeExcite(nn.Module):
             gate=gate_name if gate_name in _GATES else gate,
         )
 
+    def _first(self) -> tuple[nn.Module, int]:
+        return self.fc1, 1
+
     def _children_in_turn(self, x: Tensor) -> Tensor:
         return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
 
@@ -115,10 +124,12 @@ class SqueezeExcite(nn.Module):
 
 
 def _made(argument: str, value: str | type[nn.Module], names: dict[str, type[nn.Module]]) -> nn.Module:
-    if isinstance(value, str):
-        _checks.choice("SqueezeExcite", argument, value, tuple(names))
-        return names[value]()
     if not (isinstance(value, type) and issubclass(value, nn.Module)):
-        expected = " or ".join(map(repr, names)) + ", or a module class"
-        _checks.fail("SqueezeExcite", argument, expected, _checks.describe(value), TypeError)
-    return value()
+        _checks.choice(_NAME, argument, value, names, "a module class")
+        return names[value]()
+    try:
+        return value()
+    except TypeError:
+        _checks.fail(
+            _NAME, argument, "a module class that can be made without arguments", _checks.shown(value), TypeError
+        )

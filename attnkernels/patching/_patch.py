@@ -57,7 +57,7 @@ def patch(
             parameters. Nothing has been changed then.
     """
     _check_model("patch", model)
-    _check_backend(backend)
+    backends.checked(backend, "patch: backend")
     names = names_of_modules(model)
     included = None if include is None else Selection("include", include, model, names)
     excluded = None if exclude is None else Selection("exclude", exclude, model, names)
@@ -187,13 +187,6 @@ def _backend(candidate: _Candidate, backend: str, wanted: str) -> str:
     return wanted
 
 
-def _check_backend(backend: str) -> None:
-    if not isinstance(backend, str) or backend not in backends.BACKENDS:
-        expected = ", ".join(map(repr, backends.BACKENDS))
-        error = ValueError if isinstance(backend, str) else TypeError
-        raise error(f"patch: backend: expected one of {expected}, got {shown(backend)}")
-
-
 def _check_model(function: str, model: nn.Module) -> None:
     if isinstance(model, nn.Module):
         return
@@ -206,5 +199,5 @@ def _check_model(function: str, model: nn.Module) -> None:
     elif isinstance(model, Report):
         got = "the report of patch, which changes the model in place: give the model itself"
     else:
-        got = shortened(type(model).__name__)
+        got = shown(model)
     raise TypeError(f"{function}: model: expected a torch.nn.Module, got {got}")

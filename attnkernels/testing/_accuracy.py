@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import _load
+from ..ops import _checks
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ def assert_close_to_float64(
         rounded_inside: whether the computation rounds on the way, as explained above.
         largest: the size of the terms, where that is more than the largest element of `expected`.
     """
+    for argument, value in (("actual", actual), ("expected", expected)):
+        if not isinstance(value, Tensor):
+            _checks.fail("assert_close_to_float64", argument, "a tensor", _checks.shown(value), TypeError)
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     if not actual.numel():
         return

@@ -13,6 +13,8 @@ from torch import Tensor
 
 import attnkernels
 
+from .. import backends
+from ..ops import _checks
 from . import cases as _case_files
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -23,6 +25,13 @@ class Maker:
     """Makes the random tensors of one case: float64 values from a seed, rounded to the dtype under test."""
 
     def __init__(self, dtype: torch.dtype, device: str, layout: str, seed: int = 0):
+        where = "OpCase.make"
+        if dtype not in DTYPES:
+            kind = ValueError if isinstance(dtype, torch.dtype) else TypeError
+            _checks.fail(where, "dtype", f"one of {', '.join(map(str, DTYPES))}", _checks.shown(dtype), kind)
+        _checks.choice(where, "layout", layout, LAYOUTS)
+        _check_device(where, device)
+        seed = _checks.integer(where, "seed", seed, 0)
         self.dtype, self.device, self.layout = dtype, device, layout
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -36,6 +45,16 @@ class Maker:
         if self.layout == "contiguous":
             return x
         return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def _check_device(where: str, device: str | torch.device) -> None:
+    expected = "a device of torch's"
+    try:
+        torch.device(device)
+    except TypeError:
+        _checks.fail(where, "device", expected, _checks.shown(device), TypeError)
+    except RuntimeError:
+        _checks.fail(where, "device", expected, _checks.shown(device))
 
 
 @dataclass(frozen=True)
@@ -83,10 +102,14 @@ for _module in pkgutil.iter_modules(_case_files.__path__):
 
 def cases(small: bool = False) -> list[OpCase]:
     """Every op's cases; the small ones only, if asked."""
+    small = _checks.flag("cases", "small", small)
     return [case for of_op in CASES.values() for case in of_op if case.small or not small]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same lists, tuples and dictionaries with every tensor changed."""
+    if not callable(change):
+        _checks.fail("map_tensors", "change", "a callable on tensors", _checks.shown(change), TypeError)
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):
@@ -115,9 +138,19 @@ def in_float64(arguments: Any) -> Any:
 
 def run(op: str, args: tuple, kwargs: dict, backend: str = "reference") -> Tensor:
     """Call a public function, or its reference."""
+    _check_call("run", op, args, kwargs, backend)
     if backend == "reference":
         return getattr(attnkernels.reference, op)(*args, **kwargs)
     return getattr(attnkernels, op)(*args, **kwargs, backend=backend)
+
+
+def _check_call(where: str, op: str, args: tuple, kwargs: dict, backend: str) -> None:
+    backends.operator_of(op, where)
+    if not isinstance(args, (tuple, list)):
+        _checks.fail(where, "args", "a tuple of positional arguments", _checks.shown(args), TypeError)
+    if not isinstance(kwargs, dict):
+        _checks.fail(where, "kwargs", "a dict of keyword arguments", _checks.shown(kwargs), TypeError)
+    backends.checked(backend, f"{op}: backend")
 
 
 def gradients(
@@ -127,12 +160,16 @@ def gradients(
 
     Without `grad_output` a random one is drawn, in the output's dtype and layout.
     """
+    _check_call("gradients", op, args, kwargs, backend)
     args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.detach().requires_grad_())
     output = run(op, args, kwargs, backend)
     if grad_output is None:
         generator = torch.Generator().manual_seed(1)
         values = torch.randn(output.shape, dtype=torch.float64, generator=generator)
         grad_output = torch.empty_like(output).copy_(values)
+    else:
+        _checks.tensor("gradients", "grad_output", grad_output)
+        _checks.shape("gradients", "grad_output", grad_output, tuple(output.shape))
     inputs = list(tensors_of((args, kwargs)))
     grads = torch.autograd.grad(output, inputs, grad_output.to(output.dtype), allow_unused=True)
     return output, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)], grad_output

@@ -9,12 +9,18 @@ from torch import Tensor
 
 import attnkernels
 
+from .. import backends
+from ..ops import _checks
 from ._accuracy import assert_close_to_float64, uninitialized_is_nan
 from ._cases import OpCase, gradients, in_float64
 
 
 def check_against_float64(case: OpCase, wall: str, device: str, dtype: torch.dtype, layout: str) -> None:
     """Run a case forward and backward on a wall and hold every result to the reference evaluated in float64."""
+    where = "check_against_float64"
+    if not isinstance(case, OpCase):
+        _checks.fail(where, "case", "an OpCase", _checks.shown(case), TypeError)
+    backends.checked(wall, f"{where}: wall")
     args, kwargs = case.make(dtype, device, layout)
     with uninitialized_is_nan():
         output, grads, grad_output = gradients(case.op, args, kwargs, wall)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..ops import _checks
 from ._accuracy import uninitialized_is_nan
 from ._cases import OpCase, gradients, in_float64, map_tensors, run, tensors_of
 from ._check import check_results
@@ -25,6 +26,9 @@ ALIGNMENT = 16  # bytes: the widest access for which a kernel asks where its ope
 
 def placed(x: Tensor, offset: int) -> Tensor:
     """A copy of x, with its strides, that starts `offset` elements past an aligned address."""
+    if not isinstance(x, Tensor):
+        _checks.fail("placed", "x", "a tensor", _checks.shown(x), TypeError)
+    offset = _checks.integer("placed", "offset", offset, 0)
     if not x.numel():
         return x
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))

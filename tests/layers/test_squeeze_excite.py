@@ -174,8 +174,12 @@ def test_patched_modules_keep_their_upstream_keys():
     [
         ({"channels": 0}, ValueError, "channels: expected at least 1, got 0"),
         ({"channels": 4, "rd_channels": 0}, ValueError, "rd_channels: expected at least 1, got 0"),
-        ({"channels": 4, "act": "gelu"}, ValueError, "act: expected 'relu' or 'silu', got 'gelu'"),
-        ({"channels": 4, "gate": "tanh"}, ValueError, "gate: expected 'sigmoid' or 'hard_sigmoid', got 'tanh'"),
+        ({"channels": 4, "act": "gelu"}, ValueError, "act: expected 'relu' or 'silu', or a module class, got 'gelu'$"),
+        (
+            {"channels": 4, "gate": "tanh"},
+            ValueError,
+            "gate: expected 'sigmoid' or 'hard_sigmoid', or a module class, got 'tanh'",
+        ),
         ({"channels": 4, "act": torch.relu}, TypeError, "act: expected 'relu' or 'silu', or a module class"),
         ({"channels": 4, "gate": int}, TypeError, "gate: expected .* or a module class"),
     ],
@@ -187,7 +191,7 @@ def test_bad_arguments(options, error, message):
 
 @pytest.mark.parametrize("x", [None, torch.ones(2, C, 3), torch.ones(2, C, 3, 3, dtype=torch.int64)])
 def test_bad_input(x):
-    with pytest.raises((TypeError, ValueError), match="squeeze_excite: x: expected"):
+    with pytest.raises((TypeError, ValueError), match="SqueezeExcite: x: expected"):
         SqueezeExcite(C)(x)
 
 

@@ -83,7 +83,7 @@ BAD = [
     ("query None", lambda: criss_cross_attention(None, ONE, ONE), TypeError, "query: expected a tensor, got None"),
     ("query integer", lambda: criss_cross_attention(ONE.long(), ONE, ONE), TypeError, "query: expected float32"),
     ("key channels", lambda: criss_cross_attention(ONE, ONE[:, :2], ONE), ValueError, r"key: expected shape \[2, 3, 4, 5\], got \[2, 2, 4, 5\]"),
-    ("value size", lambda: criss_cross_attention(ONE, ONE, ONE[..., :4]), ValueError, r"value: expected shape \[2, 3, 4, 5\], got \[2, 3, 4, 4\]"),
+    ("value size", lambda: criss_cross_attention(ONE, ONE, ONE[..., :4]), ValueError, r"value: expected shape \[2, C, 4, 5\], got \[2, 3, 4, 4\]"),
     ("value batch", lambda: criss_cross_attention(ONE, ONE, ONE[:1]), ValueError, "value: expected shape"),
     ("value rank", lambda: criss_cross_attention(ONE, ONE, ONE[0, 0, 0]), ValueError, "value: expected shape"),
     ("value dtype", lambda: criss_cross_attention(ONE, ONE, ONE.half()), TypeError, "value: expected dtype torch.float32 as query"),

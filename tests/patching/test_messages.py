@@ -47,7 +47,7 @@ VALUES = {
     "huge": (Huge, "Huge"),
     "of a long name": (lambda: _long_named()(), "NNN"),
     "a class of a long name": (_long_named, "NNN"),
-    "bytes": (lambda: b"layer1", "bytes|int|108"),
+    "bytes": (lambda: b"layer1", "b'layer1'|108"),
     "function": (lambda: print, "builtin|print"),
     "numbers": (lambda: range(10**9), "0|range"),
 }
@@ -79,8 +79,8 @@ def test_what_is_no_model(function, value):
         (lambda: "resnet50", "'resnet50': make the model of that name"),
         (lambda: [SEModule(16)], "list: give one module at a time"),
         (lambda: (SEModule(16),), "tuple: give one module at a time"),
-        (lambda: SEModule(16).state_dict(), "OrderedDict"),
-        (lambda: collections.UserDict(), "UserDict"),
+        (lambda: SEModule(16).state_dict(), "OrderedDict of 4"),
+        (lambda: collections.UserDict(), "{}"),
         (
             lambda: attnkernels.patch(nn.ReLU()),
             "the report of patch, which changes the model in place: give the model itself",

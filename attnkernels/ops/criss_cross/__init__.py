@@ -7,13 +7,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import backends
-from .. import _checks
 from .._autocast import autocasts
 from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
-
-_AFFINITY, _AGGREGATE, _ATTENTION = "criss_cross_affinity", "criss_cross_aggregate", "criss_cross_attention"
+from .checks import AFFINITY, AGGREGATE, ATTENTION, check_affinity, check_aggregate, check_attention
 
 
 def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -> Tensor:
@@ -35,13 +33,13 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
     if backends.overridden((query, key)):
         return handle_torch_function(criss_cross_affinity, (query, key), query, key, backend=backend)
     query, key = _autocast(query, key)
-    _validate_affinity(query, key)
-    wall = backends.choose(_AFFINITY, query, backend, (key,), on_gpu=_on_gpu(query))
+    check_affinity(query, key)
+    wall = backends.choose(AFFINITY, query, backend, (key,), on_gpu=_on_gpu(query))
     if wall == "reference":
-        return reference.criss_cross_affinity(query, key)
+        return reference.affinities(query, key)
     if needs_grad(query, key):
         return contract.AffinityFunction.apply(*distinct(query, key), wall)
-    return overload(wall, _AFFINITY)(query, key)
+    return overload(wall, AFFINITY)(query, key)
 
 
 def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -62,13 +60,13 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
     if backends.overridden((affinity, value)):
         return handle_torch_function(criss_cross_aggregate, (affinity, value), affinity, value, backend=backend)
     affinity, value = _autocast(affinity, value)
-    _validate_aggregate(affinity, value)
-    wall = backends.choose(_AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu(value))
+    check_aggregate(affinity, value)
+    wall = backends.choose(AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu(value))
     if wall == "reference":
-        return reference.criss_cross_aggregate(affinity, value)
+        return reference.aggregated(affinity, value)
     if needs_grad(affinity, value):
         return contract.AggregateFunction.apply(*distinct(affinity, value), wall)
-    return overload(wall, _AGGREGATE)(affinity, value)
+    return overload(wall, AGGREGATE)(affinity, value)
 
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -95,13 +93,13 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
     if backends.overridden((query, key, value)):
         return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
-    _validate_attention(query, key, value)
-    wall = backends.choose(_ATTENTION, value, backend, (query, key), on_gpu=_on_gpu(value))
+    check_attention(query, key, value)
+    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_on_gpu(value))
     if wall == "reference":
-        return reference.criss_cross_attention(query, key, value)
+        return reference.attended(query, key, value)
     if needs_grad(query, key, value):
         return contract.AttentionFunction.apply(*distinct(query, key, value), wall)[0]
-    return overload(wall, _ATTENTION)(query, key, value)[0]
+    return overload(wall, ATTENTION)(query, key, value)[0]
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -114,39 +112,6 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64 else x
         for x in tensors
     )
-
-
-def _validate_map(op, argument, value):
-    _checks.feature_map(op, argument, value)
-    if not value.shape[2] or not value.shape[3]:
-        _checks.fail(op, argument, "a tensor [N, C, H, W] with H and W of at least 1", _checks.describe(value))
-
-
-def _validate_affinity(query, key):
-    _validate_map(_AFFINITY, "query", query)
-    _checks.alike(_AFFINITY, "key", key, query, "query")
-    _checks.shape(_AFFINITY, "key", key, tuple(query.shape))
-
-
-def _validate_aggregate(affinity, value):
-    _validate_map(_AGGREGATE, "value", value)
-    samples, _, height, width = value.shape
-    _checks.alike(_AGGREGATE, "affinity", affinity, value, "value")
-    _checks.shape(_AGGREGATE, "affinity", affinity, (samples, height + width - 1, height, width))
-
-
-def _validate_attention(query, key, value):
-    _checks.tensor(_ATTENTION, "query", query)
-    if query.dim() not in (4, 5):
-        _checks.fail(
-            _ATTENTION, "query", "a tensor [N, C, H, W] or [N, C, D, H, W]",
-            f"{query.dim()} dimensions: {_checks.describe(query)}",
-        )  # fmt: skip
-    _checks.alike(_ATTENTION, "key", key, query, "query")
-    _checks.shape(_ATTENTION, "key", key, tuple(query.shape))
-    _checks.alike(_ATTENTION, "value", value, query, "query")
-    channels = value.shape[1] if value.dim() > 1 else 0
-    _checks.shape(_ATTENTION, "value", value, (query.shape[0], channels, *query.shape[2:]))
 
 
 def _on_gpu(x: Tensor) -> tuple[str, ...]:

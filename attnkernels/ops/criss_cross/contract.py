@@ -128,7 +128,7 @@ class AffinityFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_affinity):
         if differentiates_formula(grad_affinity):
-            return *reference_backward(reference.criss_cross_affinity, ctx.saved_tensors, grad_affinity), None
+            return *reference_backward(reference.affinities, ctx.saved_tensors, grad_affinity), None
         needs = _needs(ctx.needs_input_grad[:2])
         grads = overload(ctx.wall, "criss_cross_affinity_backward")(grad_affinity, *ctx.saved_tensors, needs)
         return *_wanted(grads, needs), None
@@ -146,7 +146,7 @@ class AggregateFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         if differentiates_formula(grad_out):
-            return *reference_backward(reference.criss_cross_aggregate, ctx.saved_tensors, grad_out), None
+            return *reference_backward(reference.aggregated, ctx.saved_tensors, grad_out), None
         wants_affinity, wants_value = ctx.needs_input_grad[:2]
         needs = NEEDS_AFFINITY * wants_affinity | NEEDS_VALUE * wants_value
         grad_affinity, grad_value = overload(ctx.wall, "criss_cross_aggregate_backward")(
@@ -173,7 +173,7 @@ class AttentionFunction(torch.autograd.Function):
             return (None,) * 4
         query, key, value, out, log_sum_exp = ctx.saved_tensors
         if differentiates_formula(grad_out):
-            return *reference_backward(reference.criss_cross_attention, (query, key, value), grad_out), None
+            return *reference_backward(reference.attended, (query, key, value), grad_out), None
         needs = _needs(ctx.needs_input_grad[:3])
         grads = overload(ctx.wall, "criss_cross_attention_backward")(
             grad_out, query, key, value, out, log_sum_exp, needs

@@ -23,6 +23,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._reference import takes_checks
+from .checks import AFFINITY, AGGREGATE, ATTENTION, check_affinity, check_aggregate, check_attention
+
 
 def _accumulated(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -46,8 +49,8 @@ def _column_index(height: int, device: torch.device) -> Tensor:
     return i + (i >= torch.arange(height, device=device))
 
 
-def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_affinity`; `backend` is accepted and ignored."""
+def affinities(query: Tensor, key: Tensor) -> Tensor:
+    """criss_cross_affinity of arguments that have been checked."""
     samples, _, height, width = query.shape
     q, k = _accumulated(query), _accumulated(key)
     row = torch.einsum("nchw,nchj->njhw", q, k)
@@ -56,19 +59,14 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "referenc
     return torch.cat((row, column.gather(1, others)), 1).to(query.dtype)
 
 
-def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_aggregate`; `backend` is accepted and ignored."""
+def aggregated(affinity: Tensor, value: Tensor) -> Tensor:
+    """criss_cross_aggregate of arguments that have been checked."""
     samples, _, height, width = value.shape
     weights, v = _accumulated(affinity), _accumulated(value)
     others = _column_index(height, value.device)[None, :, :, None].expand(samples, -1, -1, width)
     column = weights.new_zeros(samples, height, height, width).scatter(1, others, weights[:, width:])
     out = torch.einsum("njhw,nchj->nchw", weights[:, :width], v) + torch.einsum("njhw,ncjw->nchw", column, v)
     return out.to(value.dtype)
-
-
-def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_attention`; `backend` is accepted and ignored."""
-    return attended(query, key, value)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -95,3 +93,24 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     for part in parts[1:]:
         out = out + part
     return out.to(value.dtype)
+
+
+def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_affinity`; `backend` is a name of one, and ignored."""
+    if takes_checks(AFFINITY, backend, query, key):
+        check_affinity(query, key)
+    return affinities(query, key)
+
+
+def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_aggregate`; `backend` is a name of one, and ignored."""
+    if takes_checks(AGGREGATE, backend, affinity, value):
+        check_aggregate(affinity, value)
+    return aggregated(affinity, value)
+
+
+def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
+    """The pure-PyTorch twin of `attnkernels.criss_cross_attention`; `backend` is a name of one, and ignored."""
+    if takes_checks(ATTENTION, backend, query, key, value):
+        check_attention(query, key, value)
+    return attended(query, key, value)

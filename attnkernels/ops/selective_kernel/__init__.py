@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import backends
-from .. import _checks
-from .._autocast import autocasts
 from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
-from .contract import as_given, listed
+from .checks import ATTENTION_RESULT, check_attention, checked_branches, checked_logits, tensors_of
+from .contract import listed
 
 
 def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") -> Tensor:
@@ -34,12 +33,12 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
         ValueError: too few or too many branches; their shapes or devices differ; a backend that cannot run here.
     """
     op = "pooled_sum"
-    if backends.overridden(tensors := _tensors(branches)):
+    if backends.overridden(tensors := tensors_of(branches)):
         return handle_torch_function(pooled_sum, tensors, branches, backend=backend)
-    branches = _validated(op, branches)
+    branches = checked_branches(op, branches)
     wall = _wall(op, branches, backend)
     if wall == "reference":
-        return reference.pooled_sum(as_given(branches))
+        return reference.pooled(listed(branches))
     if needs_grad(*branches):
         return contract.PooledSumFunction.apply(wall, *distinct(*branches))
     return overload(wall, op)(listed(branches))
@@ -61,13 +60,13 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
         ValueError: shapes or devices do not match; a backend that cannot run here.
     """
     op = "select_branches"
-    if backends.overridden(tensors := (*_tensors(branches), logits)):
+    if backends.overridden(tensors := (*tensors_of(branches), logits)):
         return handle_torch_function(select_branches, tensors, branches, logits, backend=backend)
-    branches = _validated(op, branches)
-    logits = _validated_logits(op, branches, logits)
+    branches = checked_branches(op, branches)
+    logits = checked_logits(op, branches, logits)
     wall = _wall(op, branches, backend, logits)
     if wall == "reference":
-        return reference.select_branches(as_given(branches), logits)
+        return reference.selected(listed(branches), logits)
     if needs_grad(logits, *branches):
         return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
     return overload(wall, op)(listed(branches), logits)[0]
@@ -91,26 +90,27 @@ def selective_kernel(
         TypeError, ValueError: as `pooled_sum` and `select_branches`.
     """
     op = "selective_kernel"
-    if backends.overridden(_tensors(branches)):  # each half goes by the override; `attention` is no argument of one
+    check_attention(op, attention)
+    if backends.overridden(tensors_of(branches)):  # each half goes by the override; `attention` is no argument of one
         return select_branches(branches, attention(pooled_sum(branches, backend=backend)), backend=backend)
-    branches = _validated(op, branches)
+    branches = checked_branches(op, branches)
     wall = _wall(op, branches, backend)
     if wall == "reference":
-        logits = _validated_logits(op, branches, attention(reference.pooled_sum(as_given(branches))))
-        return reference.select_branches(as_given(branches), logits)
+        one_by_one = listed(branches)
+        return reference.selected(one_by_one, _logits(branches, attention, reference.pooled(one_by_one)))
     if needs_grad(*branches):
         branches = distinct(*branches)
         pooled, *slots = contract.OpenFunction.apply(wall, *branches)
-        logits = _validated_logits(op, branches, attention(pooled))
+        logits = _logits(branches, attention, pooled)
         return contract.CloseFunction.apply(wall, *slots, logits, *branches)[0]
-    logits = _validated_logits(op, branches, attention(overload(wall, "pooled_sum")(listed(branches))))
+    logits = _logits(branches, attention, overload(wall, "pooled_sum")(listed(branches)))
     if needs_grad(logits):
         return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
     return overload(wall, "select_branches")(listed(branches), logits)[0]
 
 
-def _tensors(branches: Sequence[Tensor] | Tensor) -> tuple:
-    return tuple(branches) if isinstance(branches, (list, tuple)) else (branches,)
+def _logits(branches: Sequence[Tensor], attention: Callable[[Tensor], Tensor], pooled: Tensor) -> Tensor:
+    return checked_logits("selective_kernel", branches, attention(pooled), ATTENTION_RESULT)
 
 
 def _wall(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | None = None) -> str:
@@ -121,37 +121,6 @@ def _wall(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | No
         op, branches[0], backend, (logits, *branches),
         when_compiled="torch.compile fuses the plain formula into its neighbours",
     )  # fmt: skip
-
-
-def _validated(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
-    """The branches as the Functions take them: M tensors [N, C, H, W], or one [N, M, C, H, W], in a tuple."""
-    expected = f"2 to {contract.MAX_BRANCHES} tensors [N, C, H, W], or one tensor [N, M, C, H, W]"
-    if isinstance(branches, Tensor):
-        _checks.tensor(op, "branches", branches)
-        if branches.dim() != 5 or not 2 <= branches.shape[1] <= contract.MAX_BRANCHES:
-            _checks.fail(op, "branches", expected, _checks.describe(branches))
-        return (branches,)
-    if not isinstance(branches, (list, tuple)):
-        _checks.fail(op, "branches", expected, type(branches).__name__, TypeError)
-    if not 2 <= len(branches) <= contract.MAX_BRANCHES:
-        _checks.fail(op, "branches", expected, f"{len(branches)} tensors")
-    first = branches[0]
-    _checks.feature_map(op, "branches[0]", first)
-    for m in range(1, len(branches)):
-        _checks.alike(op, f"branches[{m}]", branches[m], first, "branches[0]")
-        if branches[m].shape != first.shape:
-            _checks.shape(op, f"branches[{m}]", branches[m], tuple(first.shape))
-    return branches
-
-
-def _validated_logits(op: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
-    x = branches[0]
-    count = len(branches) if x.dim() == 4 else x.shape[1]
-    if isinstance(logits, Tensor) and logits.dtype != x.dtype and autocasts(x):
-        logits = logits.to(x.dtype)
-    _checks.alike(op, "logits", logits, x, "branches")
-    _checks.shape(op, "logits", logits, (x.shape[0], count, x.shape[-3]))
-    return logits
 
 
 def _example_branches(device: str) -> list[Tensor]:

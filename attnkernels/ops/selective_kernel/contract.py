@@ -10,8 +10,7 @@ from torch import Tensor
 from .._autograd import Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
-
-MAX_BRANCHES = 8  # csrc/selective_kernel/selective_kernel.h has the same
+from .checks import MAX_BRANCHES as MAX_BRANCHES
 
 _TRITON = "attnkernels.ops.selective_kernel.triton_impl"
 
@@ -101,10 +100,6 @@ def _needs(wanted: Sequence[bool]) -> int:
 def listed(branches: Sequence[Tensor]) -> Sequence[Tensor]:
     """The branches one by one, of M tensors [N, C, H, W] or of a single stacked one, [N, M, C, H, W]."""
     return branches[0].unbind(1) if branches[0].dim() == 5 else branches
-
-
-def as_given(branches: Sequence[Tensor]) -> Sequence[Tensor] | Tensor:
-    return branches[0] if branches[0].dim() == 5 else branches
 
 
 def _pooled_term(grad_pooled: Tensor, shape: Sequence[int]) -> Tensor:
@@ -230,7 +225,7 @@ class CloseFunction(torch.autograd.Function):
 
 
 def _reference_select(logits: Tensor, *branches: Tensor) -> Tensor:
-    return reference.select_branches(as_given(branches), logits)
+    return reference.selected(listed(branches), logits)
 
 
 def _reference_grad_branches(grad_y: Tensor, weights: Tensor, grad_pooled: Tensor | None) -> list[Tensor]:

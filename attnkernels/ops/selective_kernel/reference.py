@@ -20,6 +20,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._reference import takes_checks
+from .checks import ATTENTION_RESULT, check_attention, checked_branches, checked_logits, tensors_of
+
 
 def branch_list(branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     """The branches one by one: views where they come stacked, [N, M, C, H, W]."""
@@ -44,17 +47,32 @@ def selected(branches: list[Tensor], logits: Tensor) -> Tensor:
 
 
 def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is accepted and ignored."""
+    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is a name of one, and ignored."""
+    op = "pooled_sum"
+    if takes_checks(op, backend, *tensors_of(branches)):
+        checked_branches(op, branches)
     return pooled(list(branch_list(branches)))
 
 
 def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.select_branches`; `backend` is accepted and ignored."""
+    """The pure-PyTorch twin of `attnkernels.select_branches`; `backend` is a name of one, and ignored."""
+    op = "select_branches"
+    if takes_checks(op, backend, *tensors_of(branches), logits):
+        checked_logits(op, checked_branches(op, branches), logits)
     return selected(list(branch_list(branches)), logits)
 
 
 def selective_kernel(
     branches: Sequence[Tensor] | Tensor, attention: Callable[[Tensor], Tensor], *, backend: str = "reference"
 ) -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.selective_kernel`; `backend` is accepted and ignored."""
-    return select_branches(branches, attention(pooled_sum(branches)))
+    """The pure-PyTorch twin of `attnkernels.selective_kernel`; `backend` is a name of one, and ignored."""
+    op = "selective_kernel"
+    check_attention(op, attention)
+    checked = takes_checks(op, backend, *tensors_of(branches))
+    if checked:
+        checked_branches(op, branches)
+    one_by_one = list(branch_list(branches))
+    logits = attention(pooled(one_by_one))
+    if checked:
+        checked_logits(op, one_by_one, logits, ATTENTION_RESULT)
+    return selected(one_by_one, logits)

@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import backends
-from .. import _checks
 from .._autocast import autocasts
 from .._autograd import distinct, needs_grad
 from .._registry import overload
 from . import contract, reference
-
-_OP = "squeeze_excite"
+from .checks import OP, check
 
 
 def squeeze_excite(
@@ -55,9 +53,9 @@ def squeeze_excite(
             are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
-    if backends.takes_cpu_kernels(_OP, x, backend):
+    if backends.takes_cpu_kernels(OP, x, backend):
         try:
-            return overload("cpu", _OP)(
+            return overload("cpu", OP)(
                 x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
                 contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
             )[0]  # fmt: skip
@@ -74,56 +72,27 @@ def squeeze_excite(
             value.to(x.dtype) if isinstance(value, Tensor) else value
             for value in (reduce_weight, reduce_bias, expand_weight, expand_bias)
         )
-    _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation)
+    check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation)
     # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
     # into the one after it (an opaque op measured 0.84-0.97x on whole models).
     wall = backends.choose(
-        _OP, x, backend, tensors,
+        OP, x, backend, tensors,
         only_formula="where activation or gate is a callable" if callable(activation) or callable(gate) else "",
         when_compiled="torch.compile fuses the plain formula into its neighbours",
     )  # fmt: skip
     if wall == "reference":
-        return reference.squeeze_excite(
-            x, reduce_weight, reduce_bias, expand_weight, expand_bias,
-            activation=activation, gate=gate, residual=residual, output_activation=output_activation,
+        return reference.excited(
+            x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation
         )  # fmt: skip
     if needs_grad(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual):
         return contract.SqueezeExciteFunction.apply(
             *distinct(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual),
             activation, gate, output_activation, wall,
         )[0]  # fmt: skip
-    return overload(wall, _OP)(
+    return overload(wall, OP)(
         x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
         contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
     )[0]  # fmt: skip
-
-
-def _validate(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation):
-    _checks.feature_map(_OP, "x", x)
-    channels = x.shape[1]
-    hidden = channels
-    if reduce_weight is not None:
-        _checks.alike(_OP, "reduce_weight", reduce_weight, x)
-        hidden = reduce_weight.shape[0] if reduce_weight.dim() else 0
-        _checks.shape(_OP, "reduce_weight", reduce_weight, (hidden, channels), (hidden, channels, 1, 1))
-    if reduce_bias is not None:
-        if reduce_weight is None:
-            _checks.fail(_OP, "reduce_bias", "None, as reduce_weight is None", _checks.describe(reduce_bias))
-        _checks.alike(_OP, "reduce_bias", reduce_bias, x)
-        _checks.shape(_OP, "reduce_bias", reduce_bias, (hidden,))
-    _checks.alike(_OP, "expand_weight", expand_weight, x)
-    _checks.shape(_OP, "expand_weight", expand_weight, (channels, hidden), (channels, hidden, 1, 1))
-    if expand_bias is not None:
-        _checks.alike(_OP, "expand_bias", expand_bias, x)
-        _checks.shape(_OP, "expand_bias", expand_bias, (channels,))
-    if residual is not None:
-        _checks.alike(_OP, "residual", residual, x)
-        _checks.shape(_OP, "residual", residual, x.shape)
-    if not callable(activation):
-        _checks.choice(_OP, "activation", activation, contract.ACTIVATION)
-    if not callable(gate):
-        _checks.choice(_OP, "gate", gate, contract.GATE)
-    _checks.choice(_OP, "output_activation", output_activation, contract.OUTPUT_ACTIVATION)
 
 
 def _example(device: str):

@@ -8,11 +8,12 @@ from torch import Tensor
 from .._autograd import Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
+from .checks import ACTIVATIONS, GATES, OUTPUT_ACTIVATIONS
 
 # The integers that stand for the pointwise functions in the schemas; csrc/squeeze_excite/squeeze_excite.h has the same.
-ACTIVATION = {"relu": 0, "silu": 1}
-GATE = {"sigmoid": 0, "hard_sigmoid": 1}
-OUTPUT_ACTIVATION = {None: 0, "relu": 1}
+ACTIVATION = {name: number for number, name in enumerate(ACTIVATIONS)}
+GATE = {name: number for number, name in enumerate(GATES)}
+OUTPUT_ACTIVATION = {name: number for number, name in enumerate(OUTPUT_ACTIVATIONS)}
 NORM_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
 
 # Bits of `needs` in the backward operator, in the order of its results.
@@ -164,7 +165,7 @@ def _differentiable_backward(ctx, grad_y: Tensor) -> list[Tensor | None]:
     grad_z = torch.ops.aten.threshold_backward(grad_y, y.detach(), 0) if ctx.output_activation else grad_y
 
     def gated(*inputs: Tensor | None) -> Tensor:
-        return reference.squeeze_excite(*inputs, activation=ctx.activation, gate=ctx.gate)
+        return reference.excited(*inputs, ctx.activation, ctx.gate)
 
     grads = reference_backward(gated, (x, reduce_weight, reduce_bias, expand_weight, expand_bias), grad_z)
     return [*grads, grad_z if ctx.needs_input_grad[5] else None]

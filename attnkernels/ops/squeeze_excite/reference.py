@@ -23,6 +23,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _checks
+from .._reference import takes_checks
+from .checks import OP, check
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
 
 
@@ -41,6 +45,38 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
 
 
+def _applied(
+    argument: str, function: str | Callable[[Tensor], Tensor], names: dict[str, Callable], x: Tensor
+) -> Tensor:
+    if isinstance(function, str):
+        return names[function](x)
+    result = function(x)
+    if isinstance(x, Tensor):  # and no tracer's proxy of one
+        _checks.same_shape(OP, argument, result, x)
+    return result
+
+
+def excited(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    activation: str | Callable[[Tensor], Tensor] = "relu",
+    gate: str | Callable[[Tensor], Tensor] = "sigmoid",
+    residual: Tensor | None = None,
+    output_activation: str | None = None,
+) -> Tensor:
+    """squeeze_excite of arguments that have been checked."""
+    hidden = x.mean((2, 3), keepdim=True)
+    if reduce_weight is not None:
+        hidden = _applied("activation", activation, ACTIVATIONS, _layer(hidden, reduce_weight, reduce_bias))
+    y = x * _applied("gate", gate, GATES, _layer(hidden, expand_weight, expand_bias))
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if output_activation == "relu" else y
+
+
 def squeeze_excite(
     x: Tensor,
     reduce_weight: Tensor | None,
@@ -54,13 +90,8 @@ def squeeze_excite(
     output_activation: str | None = None,
     backend: str = "reference",
 ) -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.squeeze_excite`; `backend` is accepted and ignored."""
-    hidden = x.mean((2, 3), keepdim=True)
-    if reduce_weight is not None:
-        hidden = _layer(hidden, reduce_weight, reduce_bias)
-        hidden = (ACTIVATIONS[activation] if isinstance(activation, str) else activation)(hidden)
-    logits = _layer(hidden, expand_weight, expand_bias)
-    y = x * (GATES[gate] if isinstance(gate, str) else gate)(logits)
-    if residual is not None:
-        y = y + residual
-    return F.relu(y) if output_activation == "relu" else y
+    """The pure-PyTorch twin of `attnkernels.squeeze_excite`; `backend` is a name of one, and ignored."""
+    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    if takes_checks(OP, backend, *tensors, residual):
+        check(*tensors, activation, gate, residual, output_activation)
+    return excited(*tensors, activation, gate, residual, output_activation)

@@ -1,0 +1,54 @@
+"""What squeeze_excite and its reference ask of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .. import _checks
+
+OP = "squeeze_excite"
+ACTIVATIONS = ("relu", "silu")
+GATES = ("sigmoid", "hard_sigmoid")
+OUTPUT_ACTIVATIONS = (None, "relu")
+
+
+def check(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    activation: str | Callable[[Tensor], Tensor],
+    gate: str | Callable[[Tensor], Tensor],
+    residual: Tensor | None,
+    output_activation: str | None,
+) -> None:
+    """Raise where the op does not take these arguments."""
+    _checks.feature_map(OP, "x", x)
+    channels = x.shape[1]
+    hidden = channels
+    if reduce_weight is not None:
+        _checks.alike(OP, "reduce_weight", reduce_weight, x)
+        hidden = reduce_weight.shape[0] if reduce_weight.dim() else 0
+        allowed = (hidden, channels), (hidden, channels, 1, 1)
+        if reduce_weight.shape not in allowed:
+            names = f"[rd, {channels}] or [rd, {channels}, 1, 1]"
+            _checks.shape(OP, "reduce_weight", reduce_weight, *allowed, names=names)
+    if reduce_bias is not None:
+        if reduce_weight is None:
+            _checks.fail(OP, "reduce_bias", "None, as reduce_weight is None", _checks.shown(reduce_bias))
+        _checks.alike(OP, "reduce_bias", reduce_bias, x)
+        _checks.shape(OP, "reduce_bias", reduce_bias, (hidden,))
+    _checks.alike(OP, "expand_weight", expand_weight, x)
+    _checks.shape(OP, "expand_weight", expand_weight, (channels, hidden), (channels, hidden, 1, 1))
+    if expand_bias is not None:
+        _checks.alike(OP, "expand_bias", expand_bias, x)
+        _checks.shape(OP, "expand_bias", expand_bias, (channels,))
+    if residual is not None:
+        _checks.alike(OP, "residual", residual, x)
+        _checks.shape(OP, "residual", residual, x.shape)
+    _checks.function(OP, "activation", activation, ACTIVATIONS)
+    _checks.function(OP, "gate", gate, GATES)
+    _checks.choice(OP, "output_activation", output_activation, OUTPUT_ACTIVATIONS)
