@@ -28,7 +28,8 @@ def called(
         layer: whose forward this is.
         forward: what it does.
         x: its input.
-        first: returns the first convolution (None where another module has its place), and into how many parts the channels of x are split for it.
+        first: returns the first convolution (None where another module has its place), and into how many parts the
+            channels of x are split for it.
     """
     if is_dynamo_compiling():  # which cannot break a graph inside of `try`
         return forward(x)
