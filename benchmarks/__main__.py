@@ -37,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
         help="which to measure; see benchmarks/micro.py",
     )
     micro.add_argument("--mode", type=options.some_of("a mode", GpuTimer.modes), help="GPU only, of launch,warm,cold")
-    micro.add_argument("--rounds", type=options.whole(), default=9)
+    micro.add_argument("--rounds", type=options.whole, default=9)
     micro.add_argument(
         "--budget", type=options.seconds, default=float("inf"), help="seconds; then without compiled columns"
     )
     micro.add_argument("--limit", type=options.seconds, default=float("inf"), help="seconds; then no further shape")
     micro.add_argument("--device", type=options.device, default="cpu")
-    micro.add_argument("--threads", type=options.whole(), default=1)
+    micro.add_argument("--threads", type=options.whole, default=1)
     micro.add_argument("--json", type=options.new_file, help="file to write")
 
     models = commands.add_parser("models", help="whole models: eager, patched, compiled, compiled and patched")
@@ -63,16 +63,16 @@ def parser() -> argparse.ArgumentParser:
         type=options.some_of("a column", networks.COLUMNS),
         help="of eager,patched,compile,compile_patched; eager is needed",
     )
-    models.add_argument("--rounds", type=options.whole(), default=7, help="at least")
+    models.add_argument("--rounds", type=options.whole, default=7, help="at least")
     models.add_argument("--seconds", type=options.seconds, default=0.0, help="per row: more rounds while they last")
     models.add_argument("--device", type=options.device, default="cpu")
-    models.add_argument("--threads", type=options.whole(), default=1)
+    models.add_argument("--threads", type=options.whole, default=1)
     models.add_argument("--json", type=options.new_file, help="file to write")
 
     demo = commands.add_parser("demo", help="real models on a real photograph, stock and patched")
     demo.add_argument("--quick", action="store_true", help="without torch.compile")
     demo.add_argument("--seconds", type=options.seconds, help="per row; the longer, the narrower the intervals")
-    demo.add_argument("--threads", type=options.whole(), default=1)
+    demo.add_argument("--threads", type=options.whole, default=1)
     demo.add_argument("--json", type=options.new_file, default="demo.json")
     demo.add_argument("--picture", type=options.picture, default="demo.png")
 

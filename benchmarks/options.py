@@ -25,7 +25,7 @@ CASES = list(all_cases().values())
 OPERATORS = [case.op for case in CASES]
 VARIANTS = list(dict.fromkeys(variant for case in CASES for variant in case.variants))
 MICRO_COLUMNS = every_column(CASES)
-MOST_LISTED = 12
+MOST_LISTED = 16
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
@@ -56,13 +56,10 @@ def some_of(what: str, names: Iterable[str] | Callable[[], Iterable[str]]) -> Ca
     return parse
 
 
-def whole(least: int = 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            _refuse(f"a whole number of at least {least}", text)
-        return int(text)
-
-    return parse
+def whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        _refuse("a whole number of at least 1", text)
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -76,7 +73,7 @@ def seconds(text: str) -> float:
 
 
 def batches(text: str) -> tuple[int, ...]:
-    return tuple(map(whole(), text.split(",")))
+    return tuple(map(whole, text.split(",")))
 
 
 def device(text: str) -> str:

@@ -20,7 +20,7 @@ _SHAPES = {4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
 
 
 def called(
-    layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, first: Callable[[], tuple[nn.Module, int]]
+    layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, first: Callable[[], tuple[nn.Module | None, int]]
 ) -> Tensor:
     """forward(x), with an error in terms of the layer where it fails because of x.
 
@@ -28,7 +28,8 @@ def called(
         layer: whose forward this is.
         forward: what it does.
         x: its input.
-        first: returns the first convolution, and into how many parts the channels of x are split for it.
+        first: returns the first convolution (None where another module has its place), and into how many parts the
+            channels of x are split for it.
     """
     if is_dynamo_compiling():  # which cannot break a graph inside of `try`
         return forward(x)
@@ -39,14 +40,14 @@ def called(
         raise
 
 
-def _check(name: str, x: Any, convolution: nn.Module, parts: int) -> None:
+def _check(name: str, x: Any, convolution: nn.Module | None, parts: int) -> None:
     """Raise where x is not what the convolution takes, as far as it can be told."""
     if has_torch_function((x,)):  # a tracer's proxy, a subclass: they answer for themselves
         return
     _checks.tensor(name, "x", x)
     weight = getattr(convolution, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() not in _SHAPES:
-        return  # another module has taken the convolution's place
+        return  # no convolution any more
     channels = parts * weight.shape[1] * getattr(convolution, "groups", 1)
     if x.dim() != weight.dim() or x.shape[1] != channels:
         samples, *space = _SHAPES[weight.dim()]

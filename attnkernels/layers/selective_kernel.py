@@ -111,8 +111,8 @@ class SelectiveKernel(nn.Module):
             backend = "reference" if left_to_pytorch(branches[0]) else "auto"
             return selective_kernel(branches, self.attn, backend=backend)
 
-    def _first(self) -> tuple[nn.Module, int]:
-        return self.paths[0].conv, len(self.paths) if self.split_input else 1
+    def _first(self) -> tuple[nn.Module | None, int]:
+        return getattr(self.paths[0], "conv", None), len(self.paths) if self.split_input else 1
 
 
 class SKConv(nn.Module):
@@ -178,8 +178,9 @@ class SKConv(nn.Module):
             backend = "reference" if left_to_pytorch(branches[0]) else "auto"
             return selective_kernel(branches, self._logits, backend=backend)
 
-    def _first(self) -> tuple[nn.Module, int]:
-        return self.convs[0][0], 1
+    def _first(self) -> tuple[nn.Module | None, int]:
+        path = self.convs[0]
+        return path[0] if isinstance(path, nn.Sequential) else None, 1
 
     def _logits(self, pooled: Tensor) -> Tensor:
         hidden = self.fc(pooled)

@@ -90,6 +90,24 @@ def test_errors_of_others_pass(make):
     assert caught.value is error
 
 
+@pytest.mark.parametrize("make", LAYERS)
+def test_errors_of_other_children_pass(make):
+    """Where something else has the place of the first children, nothing is known of the input."""
+
+    class Refusing(nn.Module):
+        def forward(self, x):
+            raise KeyError("not mine")
+
+    layer = make()
+    for name, child in list(layer.named_children()):
+        if isinstance(child, nn.ModuleList):
+            child[0] = Refusing()
+        else:
+            setattr(layer, name, Refusing())
+    with pytest.raises(KeyError, match="not mine"):
+        layer(X)
+
+
 class Tagged(torch.Tensor):
     """A subclass that adds nothing."""
 
