@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers._fusing import NOT_BARE, is_bare, left_to_pytorch, qualified_name
 from ..ops import selective_kernel
-from ..ops.selective_kernel.contract import MAX_BRANCHES
+from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ._adapter import Adapter, fingerprint
 from ._availability import is_unserved
 from ._dispatch import backend_of

@@ -10,7 +10,6 @@ from torch import Tensor
 from .._autograd import Unsaved, differentiates_formula, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
-from .checks import MAX_BRANCHES as MAX_BRANCHES
 
 _TRITON = "attnkernels.ops.selective_kernel.triton_impl"
 

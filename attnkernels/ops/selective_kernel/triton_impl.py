@@ -12,7 +12,8 @@ from torch import Tensor
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
 from . import triton_kernels as kernels
-from .contract import MAX_BRANCHES, is_channels_last
+from .checks import MAX_BRANCHES
+from .contract import is_channels_last
 
 # Values that a program of a finishing kernel holds: 4 for each of its 128 threads.
 _BLOCK = 512
