@@ -14,7 +14,8 @@ from torch import Tensor
 
 from attnkernels import _load, testing
 from attnkernels.ops import _registry
-from attnkernels.testing import OFFSETS, PlacedCase, Placement, emulation, placed, places
+from attnkernels.testing import OFFSETS, PlacedCase, Placement, placed, places
+from tools import emulation
 
 # Long and short planes, rows of whole vectors and odd ones; with and without residual, clipping and hidden layer.
 SHAPES = {
