@@ -102,11 +102,11 @@ def fresh(on: Path, place: Path, **variables: str) -> Iterator[Environment]:
         shutil.rmtree(folder)
 
 
-def no_compiler(place: Path) -> dict[str, str]:
-    """Variables with which no compiler is found: the PATH holds what pip and a shell need."""
+def no_compiler(place: Path, *more: str) -> dict[str, str]:
+    """Variables with which no compiler is found: the PATH holds what pip and a shell need, and the programs named."""
     tools = place / "tools"
     tools.mkdir()
-    for name in ("bash", "env", "uname", "git"):
+    for name in ("bash", "env", "uname", "git", *more):
         if found := shutil.which(name):
             (tools / name).symlink_to(found)
     return {"PATH": f"{place / 'environment' / 'bin'}:{tools}", "CUDA_HOME": "", "CXX": ""}
@@ -190,6 +190,14 @@ def without_compiler(on: Path, place: Path) -> None:
         environment.smoke(place, "no C++ compiler")
 
 
+def with_clang_alone(on: Path, place: Path) -> None:
+    tree = clone(place)
+    with fresh(on, place, **no_compiler(place, "clang++", "ld")) as environment:
+        for command in readme_commands():
+            environment.run(command, tree)
+        environment.smoke(place, "yes")
+
+
 def with_failing_compiler(on: Path, place: Path) -> None:
     tree = clone(place)
     script = place / "c++"
@@ -221,6 +229,7 @@ CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "sdist": from_sdist,
     "wheel": from_wheel,
     "no-compiler": without_compiler,
+    "clang-alone": with_clang_alone,
     "failing-compiler": with_failing_compiler,
     "old-setuptools": with_old_setuptools,
 }
