@@ -3,7 +3,8 @@
     python tools/gpu.py [--stages build,tests,sanitizer,graphs,micro] [--out DIRECTORY]
 
 Each stage is a process of its own with a time limit; one that fails does not cost the others. Writes `gpu.json` and
-each stage's log and results into the output directory; exits non-zero if any stage failed.
+each stage's log and results into the output directory; exits non-zero if any stage failed. A copy without a git history
+is told the commit it is of: ATTNKERNELS_COMMIT="<commit>", or "<commit>+<number of files changed since>".
 """
 
 from __future__ import annotations
