@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import attnkernels
-from benchmarks import compare, demo, memory, models, plot, report, timing
+from benchmarks import compare, demo, environment, memory, models, plot, readme, report, timing
 from benchmarks.__main__ import parser
 from benchmarks.cases import Work, all_cases, parse_shape
 from benchmarks.micro import Column, red_columns
@@ -240,3 +241,25 @@ def test_channels_last_inputs_stay_so():
     column = Column(lambda x: x * 2, (torch.randn(1, 2, 3, 3, requires_grad=True),), {}, torch.ones(1, 2, 3, 3))
     assert torch.equal(column.training()[0], torch.full((1, 2, 3, 3), 2.0))
     assert not column.forward().requires_grad
+
+
+def test_the_commit_of_a_copy_without_a_history(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    for told, expected in (
+        ("", {"commit": None, "modified_files": None}),
+        ("0123abc", {"commit": "0123abc", "modified_files": 0}),
+        ("0123abc+4", {"commit": "0123abc", "modified_files": 4}),
+    ):
+        monkeypatch.setenv("ATTNKERNELS_COMMIT", told)
+        assert environment._commit() == expected
+
+
+def test_the_readme_holds_the_figures_of_the_result_files_and_says_when_their_commit_was_changed():
+    text = (ROOT / "README.md").read_text()
+    assert readme.write(text) == text
+    for file, _ in readme.SECTIONS.values():
+        place = report.load(readme.RESULTS / file)["environment"]
+        line = next(line for line in text.splitlines() if f"[{file}]" in line)
+        assert re.fullmatch("[0-9a-f]{40}", place["commit"])
+        assert place["commit"][:10] in line
+        assert place["modified_files"] == 0 or "files changed" in line
