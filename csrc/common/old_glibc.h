@@ -4,12 +4,18 @@
 
 #include <features.h>
 
-#include <cstddef>  // the first header of the standard library, which sets the switch below
+#include <istream>
+#include <ostream>
 
-// String streams are instantiated in the libraries: before GCC 11 libstdc++ holds no C++20 members of them.
+// String streams are instantiated in the libraries: before GCC 11 libstdc++ holds no C++20 members of them. Nothing
+// else is: facets of a locale are known by the addresses of objects in libstdc++, and copies of them would not be
+// found.
 #if defined(__GLIBCXX__)
 #undef _GLIBCXX_EXTERN_TEMPLATE
 #define _GLIBCXX_EXTERN_TEMPLATE 0
+#include <sstream>
+#undef _GLIBCXX_EXTERN_TEMPLATE
+#define _GLIBCXX_EXTERN_TEMPLATE 1
 #endif
 
 #if defined(__GLIBC__) && (defined(__x86_64__) || defined(__aarch64__))
