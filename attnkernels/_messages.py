@@ -51,6 +51,23 @@ def meant(value: Any, names: Iterable[Any], cutoff: float = 1.0) -> str:
     return ""
 
 
+def not_among(
+    where: str, value: Any, names: Iterable[Any], expected: str = "", cutoff: float = 1.0
+) -> ValueError | TypeError:
+    """The error of a value that is none of these names: another string is a wrong value, anything else a wrong type.
+
+    Args:
+        where: how the message begins: the function and its argument.
+        value: what was given.
+        names: the right ones.
+        expected: what the message says of them, where that is not just their list.
+        cutoff: as of `meant`.
+    """
+    names = list(names)
+    kind = ValueError if isinstance(value, str) else TypeError
+    return kind(f"{where}: expected {expected or one_of(names)}, got {shown(value)}{meant(value, names, cutoff)}")
+
+
 def _letters(name: str) -> str:
     return name.replace("_", "").strip().lower()
 

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from . import _forced, _load
-from ._messages import meant, one_of, shown
+from ._messages import not_among
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
@@ -71,8 +71,7 @@ def checked(name: Any, where: str) -> str:
     """
     if isinstance(name, str) and (name in BACKENDS or name in _HIDDEN):
         return name
-    kind = ValueError if isinstance(name, str) else TypeError
-    raise kind(f"{where}: expected {one_of(BACKENDS)}, got {shown(name)}{meant(name, BACKENDS)}")
+    raise not_among(where, name, BACKENDS)
 
 
 _environment = checked(os.environ.get("ATTNKERNELS_BACKEND", "auto") or "auto", "ATTNKERNELS_BACKEND")
@@ -339,8 +338,7 @@ def operator_of(op: Any, where: str) -> Operator:
     if isinstance(op, str) and op in OPERATORS:
         return OPERATORS[op]
     names = sorted(OPERATORS)
-    kind = ValueError if isinstance(op, str) else TypeError
-    raise kind(f"{where}: op: expected one of {', '.join(names)}, got {shown(op)}{meant(op, names, 0.6)}")
+    raise not_among(f"{where}: op", op, names, f"one of {', '.join(names)}", 0.6)
 
 
 def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:

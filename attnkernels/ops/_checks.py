@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._messages import meant, one_of, shown
+from .._messages import not_among, one_of, shown
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
@@ -70,9 +70,8 @@ def choice(op: str, argument: str, value: Any, allowed: Collection[str | None], 
     is_name = value is None or isinstance(value, str)  # anything else may have a comparison of its own, or no hash
     if is_name and value in allowed:
         return
-    expected = one_of(allowed) + (f", or {or_else}" if or_else else "")
-    kind = ValueError if isinstance(value, str) else TypeError
-    fail(op, argument, expected, shown(value) + meant(value, allowed), kind)
+    expected = f"{one_of(allowed)}, or {or_else}" if or_else else ""
+    raise not_among(f"{op}: {argument}", value, allowed, expected)
 
 
 def function(op: str, argument: str, value: Any, allowed: Collection[str]) -> None:
