@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
-SOURCES := $(shell find csrc attnkernels/_sources.py attnkernels/_version.py setup.py pyproject.toml -type f)
+SOURCES := $(shell find csrc tools/cuda_toolkit.py attnkernels/_sources.py attnkernels/_version.py setup.py pyproject.toml -type f)
 
 .PHONY: demo test bench gpu fuzz mutate lint format docs wheel check-install clean
 

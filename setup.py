@@ -14,7 +14,6 @@ Environment:
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -25,6 +24,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import setuptools
 
@@ -60,34 +60,6 @@ NVCC_FLAGS = [
 LINK_FLAGS = ["-s", f"-Wl,--version-script={ROOT / 'csrc' / 'common' / 'exports.map'}"]
 
 
-def nvidia_packages() -> list[Path]:
-    """The folders of the pip packages nvidia-*, which torch depends on and the extra `cuda-compiler` adds to."""
-    found = importlib.util.find_spec("nvidia")
-    folders = found.submodule_search_locations or [] if found else []
-    return sorted(path for folder in folders for path in Path(folder).glob("*"))
-
-
-def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, on the PATH, or of the pip packages of the `cuda-compiler` extra."""
-    candidates = [Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"] if os.environ.get("CUDA_HOME") else []
-    if on_path := shutil.which("nvcc"):
-        candidates.append(Path(on_path))
-    candidates += [folder / "bin" / "nvcc" for folder in nvidia_packages()]
-    return next((str(path) for path in candidates if path.exists()), None)
-
-
-def toolkit_root(nvcc: str) -> str:
-    """The toolkit that an nvcc belongs to; the nvcc on the PATH may be a wrapper script elsewhere."""
-    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
-    top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
-    return str(Path(top.group(1).strip()).resolve()) if top else str(Path(nvcc).resolve().parent.parent)
-
-
-def nvcc_version(nvcc: str) -> str:
-    out = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    return match.group(1) if (match := re.search(r"release ([\d.]+)", out)) else "unknown"
-
-
 def find_compiler() -> str | None:
     """The C++ compiler that builds and links, which torch is told by CXX where it is not the usual one."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
@@ -96,9 +68,9 @@ def find_compiler() -> str | None:
     return None
 
 
-nvcc = find_nvcc()
-if nvcc:
-    os.environ["CUDA_HOME"] = toolkit_root(nvcc)  # torch guesses it from the PATH when it is imported
+toolkit = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "cuda_toolkit.py")))
+if toolkit.nvcc():
+    os.environ["CUDA_HOME"] = str(toolkit.root())  # torch guesses it from the PATH when it is imported
 compiler = find_compiler()
 if compiler and not os.environ.get("CXX") and not shutil.which("c++"):
     os.environ["CXX"] = compiler
@@ -121,10 +93,11 @@ def cuda_obstacle() -> str:
         return "ATTNKERNELS_CUDA=0 when it was installed"
     if not torch.version.cuda:
         return f"torch {torch.__version__} is a build without CUDA"
-    if not nvcc:
+    if not toolkit.nvcc():
         return "no nvcc was found when it was installed"
-    if nvcc_version(nvcc).split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is of CUDA {nvcc_version(nvcc)}, torch {torch.__version__} of CUDA {torch.version.cuda}"
+    found = toolkit.nvcc_version() or "unknown"
+    if found.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {found}, torch {torch.__version__} of CUDA {torch.version.cuda}"
     return ""
 
 
@@ -148,13 +121,13 @@ def without_build_paths() -> list[str]:
 
 def link_with_cudart(extension: setuptools.Extension) -> None:
     """Name the CUDA runtime by its versioned file, the only one in the pip packages."""
-    home = Path(os.environ["CUDA_HOME"])
-    folders = [home / "lib64", home / "lib", *(folder / "lib" for folder in nvidia_packages())]
-    for folder in folders:
-        for path in sorted(folder.glob(f"libcudart.so.{nvcc_version(nvcc).split('.')[0]}")):
-            extension.libraries = [f":{path.name}" if name == "cudart" else name for name in extension.libraries]
-            extension.library_dirs.append(str(folder))
-            return
+    runtime = f"libcudart.so.{toolkit.nvcc_version().split('.')[0]}"
+    home = toolkit.root()
+    folders = [home / "lib64", home / "lib", *(folder / "lib" for folder in toolkit.pip_packages())]
+    folder = next((folder for folder in folders if (folder / runtime).exists()), None)
+    if folder:
+        extension.libraries = [f":{runtime}" if name == "cudart" else name for name in extension.libraries]
+        extension.library_dirs.append(str(folder))
 
 
 def extensions() -> tuple[list, dict]:
@@ -179,7 +152,7 @@ def extensions() -> tuple[list, dict]:
     if not record["cuda_missing"]:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         record["cuda_architectures"] = architectures()
-        record["nvcc"] = nvcc_version(nvcc)
+        record["nvcc"] = toolkit.nvcc_version()
         nvcc_flags = [*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in without_build_paths())]
         found.append(
             CUDAExtension(

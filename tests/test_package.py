@@ -53,8 +53,9 @@ def build(tmp_path, **environment):
     for name in ("attnkernels", "csrc"):
         ignore = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore, dirs_exist_ok=True)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tools").mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "tools/cuda_toolkit.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=tmp_path, capture_output=True, text=True, env=os.environ | environment,

@@ -1,4 +1,7 @@
-"""Where nvcc, its headers and the binary utilities are; none of them needs a GPU or a driver."""
+"""Where nvcc, its headers, its runtime and the binary utilities are; none of them needs a GPU or a driver.
+
+Imports nothing but the standard library: setup.py runs this file.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 
-def _pip_packages() -> list[Path]:
-    """The folders of the pip packages nvidia-*."""
-    return sorted((Path(sysconfig.get_path("purelib")) / "nvidia").glob("*"))
+def pip_packages() -> list[Path]:
+    """The folders of the pip packages nvidia-*, which torch depends on and the extra `cuda-compiler` adds to."""
+    found = importlib.util.find_spec("nvidia")
+    folders = found.submodule_search_locations or [] if found else []
+    return sorted(path for folder in folders for path in Path(folder).glob("*"))
 
 
 @functools.cache
@@ -23,7 +27,7 @@ def nvcc() -> str | None:
     candidates = [Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"] if os.environ.get("CUDA_HOME") else []
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
-    candidates += [folder / "bin" / "nvcc" for folder in _pip_packages()]
+    candidates += [folder / "bin" / "nvcc" for folder in pip_packages()]
     return next((str(path) for path in candidates if path.exists()), None)
 
 
@@ -37,16 +41,22 @@ def nvcc_version() -> str:
 
 
 @functools.cache
+def root() -> Path | None:
+    """The toolkit that nvcc belongs to; the nvcc on the PATH may be a wrapper script elsewhere."""
+    if not nvcc():
+        return None
+    dry_run = subprocess.run([nvcc(), "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
+    return Path(top.group(1).strip()).resolve() if top else Path(nvcc()).resolve().parent.parent
+
+
+@functools.cache
 def include_folders() -> tuple[str, ...]:
     """The folders of cuda_runtime_api.h and of the crt/host_defines.h that it includes; empty without them."""
     candidates: list[Path] = []
-    if nvcc():
-        # The nvcc on the PATH may be a wrapper script elsewhere; the toolkit's own idea of its root is the truth.
-        dry_run = subprocess.run([nvcc(), "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
-        top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
-        root = Path(top.group(1).strip()) if top else Path(nvcc()).resolve().parent.parent
-        candidates += [*root.glob("targets/*/include"), root / "include"]
-    candidates += [folder / "include" for folder in _pip_packages()]
+    if root():
+        candidates += [*root().glob("targets/*/include"), root() / "include"]
+    candidates += [folder / "include" for folder in pip_packages()]
     found = []
     for header in ("cuda_runtime_api.h", "crt/host_defines.h", "cuda_fp16.h"):
         folder = next((str(path.resolve()) for path in candidates if (path / header).exists()), None)
@@ -67,5 +77,5 @@ def utility(name: str) -> str | None:
         candidates.append(Path(on_path))
     if triton := importlib.util.find_spec("triton"):
         candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name)
-    candidates += [folder / "bin" / name for folder in _pip_packages()]
+    candidates += [folder / "bin" / name for folder in pip_packages()]
     return next((str(path) for path in candidates if path.exists()), None)
