@@ -30,8 +30,27 @@ struct LaunchConfig {
   size_t shared_bytes = 0;
   dim3 cluster{1, 1, 1};
   bool cooperative = false;
+  bool dependent = false;  // may start before the stream's previous kernel has ended: see wait_for_primary_grid
   cudaStream_t stream = nullptr;
 };
+
+// Programmatic dependent launch (compute capability 9.0). A kernel that is launched as `dependent` may start once every
+// block of the kernel before it has called launch_dependent_grids or ended. Before wait_for_primary_grid it may read
+// only what no kernel since the last plain launch writes, and must write nothing in global memory; after it, all that
+// earlier kernels wrote is there. Every thread of such a kernel calls it, also where it needs nothing: the kernel that
+// follows takes this one's end for the end of all before it.
+#ifndef ATTNKERNELS_EMULATED
+__device__ __forceinline__ void wait_for_primary_grid() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void launch_dependent_grids() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+#endif
 
 // Launches kernel(arguments...); the error, if any, is that of this launch.
 template <class... Parameters, class... Arguments>
@@ -40,7 +59,7 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
   return emulation::launch(config, kernel, std::forward<Arguments>(arguments)...);
 #else
   cudaLaunchConfig_t native{};
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   native.gridDim = config.grid;
   native.blockDim = config.block;
@@ -53,6 +72,10 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
   if (config.cooperative) {
     attributes[count].id = cudaLaunchAttributeCooperative;
     attributes[count++].val.cooperative = 1;
+  }
+  if (config.dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
   native.attrs = attributes;
   native.numAttrs = count;
