@@ -114,6 +114,21 @@ __device__ __forceinline__ void store(T* to, const Vector<T, kWidth>& value, Reu
   *reinterpret_cast<Vector<T, kWidth>*>(to) = value;
 }
 
+// Division of numbers up to 2^31 by one that is known at launch (1 to 2^31): a product, a sum and a shift instead of
+// some twenty instructions (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994).
+struct Divisor {
+  uint32_t value = 1, multiplier = 1, shift = 0;
+
+  Divisor() = default;
+  __host__ explicit Divisor(uint32_t divisor) : value(divisor) {
+    while ((uint64_t(1) << shift) < divisor) ++shift;
+    multiplier = uint32_t((((uint64_t(1) << shift) - divisor) << 32) / divisor + 1);
+  }
+  __device__ __forceinline__ uint32_t quotient(uint32_t number) const {
+    return (__umulhi(number, multiplier) + number) >> shift;
+  }
+};
+
 // Elements by which `pointer` lies past a 128-bit boundary.
 template <class T>
 __host__ __device__ __forceinline__ int misalignment(const T* pointer) {

@@ -11,6 +11,40 @@ __device__ __forceinline__ A sum_lanes(A value, int lanes) {
   return value;
 }
 
+// Sums over the lanes of a warp whose numbers differ by multiples of kStride, of kCount numbers (powers of two) that
+// each lane has: at each step two lanes share what is left of them. values[0 .. spread_count) of a lane are then the
+// sums of the numbers from first_spread() on; with fewer numbers than lanes, several lanes have the same one.
+template <int kCount, int kStride>
+inline constexpr int spread_count = kCount * kStride / 32 > 0 ? kCount * kStride / 32 : 1;
+
+template <int kCount, int kStride, int kOffset = 16, int kHeld = kCount, class A>
+__device__ __forceinline__ void sum_spread(A (&values)[kCount]) {  // step by step at compile time: arrays in registers
+  if constexpr (kOffset >= kStride) {
+    constexpr int kHalf = kHeld / 2;
+    if constexpr (kHalf == 0) {
+      values[0] += __shfl_xor_sync(0xffffffffu, values[0], kOffset);
+    } else {
+      const bool upper = threadIdx.x & kOffset;
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const A given = upper ? values[i] : values[i + kHalf], kept = upper ? values[i + kHalf] : values[i];
+        values[i] = kept + __shfl_xor_sync(0xffffffffu, given, kOffset);
+      }
+    }
+    sum_spread<kCount, kStride, kOffset / 2, kHalf ? kHalf : 0>(values);
+  }
+}
+template <int kCount, int kStride>
+__device__ __forceinline__ int first_spread() {
+  const int part = threadIdx.x % 32 / kStride;
+  return kCount * kStride >= 32 ? part * spread_count<kCount, kStride> : part / (32 / kStride / kCount);
+}
+// Whether this lane is the first of those that have the same sums.
+template <int kCount, int kStride>
+__device__ __forceinline__ bool leads_spread() {
+  return kCount * kStride >= 32 || threadIdx.x % 32 / kStride % (32 / kStride / kCount) == 0;
+}
+
 // The least power of two that is at least `count`, and at most 32.
 __host__ __device__ inline int lanes_for(int64_t count) {
   int lanes = 1;

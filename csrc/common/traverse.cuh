@@ -2,13 +2,15 @@
 // (channels of [N, HW, C], and weights). Sums take a Source, element-wise work takes a Map, both with pointers to the
 // first element that is walked:
 //
-//   Source  moved(offset)    fetch<W>(index, row) -> Loaded<W>    add(loaded, Sum sums[W])    keep(loaded, copy's
-//   index) Map     moved(offset)    fetch<W>(index, copy's index)        apply(index, loaded, coefficients)
+//   Source  moved(offset)    fetch<W>(index) -> Loaded<W>    add(loaded, Sum sums[W])
+//   Map     moved(offset)    fetch<W>(index) -> Loaded<W>    apply(index, loaded, coefficients)
 //
-// where the copy is one in shared memory. Both tell by `vectorised` whether all their pointers are equally aligned, by
+// Both tell by `vectorised` whether all their pointers are equally aligned, by
 // misaligned() how, and by kInFlight how many fetches registers hold at once: two or four of 16 bytes per thread and
 // operand are the 32 KB that a multiprocessor must have underway to hide the latency of DRAM.
 #pragma once
+#include <algorithm>
+
 #include "common/numeric.cuh"
 #include "common/reduce.cuh"
 
@@ -28,6 +30,30 @@ __device__ __forceinline__ void strided(Index first, Index last, Index step, Fet
   }
 }
 
+// loaded = fetch(first), fetch(first + step), ..., as many as it holds: the first part of `rolling`.
+template <int kInFlight, class Index, class Loaded, class Fetch>
+__device__ __forceinline__ void fetch_ahead(Index first, Index last, Index step, Loaded (&loaded)[kInFlight],
+                                            Fetch fetch) {
+#pragma unroll
+  for (int k = 0; k < kInFlight; ++k)
+    if (first + k * step < last) loaded[k] = fetch(first + k * step);
+}
+
+// use(i, fetch(i)) for i = first, first + step, ... < last, of which the first have been fetched ahead: each that is
+// used makes room for another fetch, so that there are always as many under way.
+template <int kInFlight, class Index, class Loaded, class Fetch, class Use>
+__device__ __forceinline__ void rolling(Index first, Index last, Index step, Loaded (&loaded)[kInFlight], Fetch fetch,
+                                        Use use) {
+  for (Index i = first; i < last; i += kInFlight * step) {
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const Index now = i + k * step, next = now + kInFlight * step;
+      if (now < last) use(now, loaded[k]);
+      if (next < last) loaded[k] = fetch(next);
+    }
+  }
+}
+
 // visit(width, first, last, step, at) over the parts of [0, length) that widths of 1 and of kWidth cover: the elements
 // before the first 128-bit boundary and after the last, then the vectors between; everything singly where the operands
 // are not equally aligned. at(i) is the index that a step stands for.
@@ -41,7 +67,7 @@ __device__ __forceinline__ void split_range(int length, bool vectorised, int mis
         [](int i) { return i; });
 }
 
-// Sum over `length` elements, each of `lanes` threads its part; keeps copies where the source has a place for them.
+// Sum over `length` elements, each of `lanes` threads its part.
 template <class Source>
 __device__ __forceinline__ typename Source::Sum sum_range(const Source& source, int length, int lane, int lanes) {
   typename Source::Sum total = 0;
@@ -49,13 +75,12 @@ __device__ __forceinline__ typename Source::Sum sum_range(const Source& source, 
                               [&](auto width, int first, int last, int step, auto at) {
                                 constexpr int kW = decltype(width)::value;
                                 strided<Source::kInFlight>(
-                                    first, last, step, [&](int i) { return source.template fetch<kW>(at(i), 0); },
+                                    first, last, step, [&](int i) { return source.template fetch<kW>(at(i)); },
                                     [&](int i, const auto& loaded) {
                                       typename Source::Sum sums[kW] = {};
                                       source.add(loaded, sums);
 #pragma unroll
                                       for (int k = 0; k < kW; ++k) total += sums[k];
-                                      source.keep(loaded, at(i));
                                     });
                               });
   return total;
@@ -110,13 +135,12 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
 
   if (source.vectorised) {
     strided<Source::kInFlight>(
-        int(threadIdx.x), vectors, int(blockDim.x), [&](int v) { return source.template fetch<kW>(head + v * kW, 0); },
+        int(threadIdx.x), vectors, int(blockDim.x), [&](int v) { return source.template fetch<kW>(head + v * kW); },
         [&](int v, const auto& loaded) {
           const int at = head + v * kW, plane = uint32_t(at) / uint32_t(pixels);
           const int boundary = (plane + 1) * pixels - at;
           Sum sums[kW] = {}, own = 0, next = 0;
           source.add(loaded, sums);
-          source.keep(loaded, at);
 #pragma unroll
           for (int k = 0; k < kW; ++k) (k < boundary ? own : next) += sums[k];
           begun[1 + v] = own;
@@ -131,10 +155,9 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
     const int plane = at / pixels, boundary = (plane + 1) * pixels;
     Sum own = 0, next = 0;
     for (int k = at; k < end; ++k) {
-      const auto loaded = source.template fetch<1>(k, 0);
+      const auto loaded = source.template fetch<1>(k);
       Sum sums[1] = {};
       source.add(loaded, sums);
-      source.keep(loaded, k);
       (k < boundary ? own : next) += sums[0];
     }
     begun[group] = own;
@@ -172,11 +195,8 @@ __device__ void sum_columns(const Source& source, int rows, int64_t pitch, int c
     if (group < groups) {
       typename Source::Sum sums[kWidth] = {};
       strided<Source::kInFlight>(
-          group, rows, groups, [&](int i) { return source.template fetch<kWidth>(i * pitch + column, i); },
-          [&](int i, const auto& loaded) {
-            source.add(loaded, sums);
-            source.keep(loaded, i * columns + column);
-          });
+          group, rows, groups, [&](int i) { return source.template fetch<kWidth>(i * pitch + column); },
+          [&](int i, const auto& loaded) { source.add(loaded, sums); });
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) cells[threadIdx.x * kWidth + k] = sums[k];
     }
@@ -193,6 +213,14 @@ struct PlaneCoefficients {
   __device__ __forceinline__ A shift(int k) const { return k < boundary ? shifts[0] : shifts[1]; }
 };
 
+// Those of a vector that lies in one plane.
+template <class A>
+struct PlaneCoefficient {
+  A one_scale, one_shift;
+  __device__ __forceinline__ A scale(int) const { return one_scale; }
+  __device__ __forceinline__ A shift(int) const { return one_shift; }
+};
+
 // Those of a vector of columns.
 template <class A, int kWidth>
 struct ColumnCoefficients {
@@ -201,40 +229,99 @@ struct ColumnCoefficients {
   __device__ __forceinline__ A shift(int k) const { return shifts[k]; }
 };
 
-// map.apply over `length` elements (at most 2^30) of planes of `pixels`, from element `start` of the first on; scale
-// and shift (null: zeros) start with that plane.
-template <class Map, class A>
-__device__ void map_planes(const Map& map, int length, int64_t pixels, int64_t start, const A* scale, const A* shift) {
-  // Offsets in 32 bits: of planes longer than 2^31 only the end of the first matters.
-  constexpr int64_t kLongest = int64_t(1) << 31;
-  const uint32_t plane_size = uint32_t(min(pixels, kLongest));
-  const uint32_t first_offset = uint32_t(pixels > kLongest ? max(kLongest - (pixels - start), int64_t(0)) : start);
+// What a thread fetches of a map before its coefficients are known.
+template <class Map, int kWidth = Map::kWidth>
+using Ahead = typename Map::template Loaded<kWidth>[Map::kInFlight];
+
+// The place of a walk over planes that starts at element `start` of its first one. Offsets are of 32 bits: of planes
+// longer than 2^30, at most two of which a walk of at most 2^30 elements touches, only the end of the first matters.
+struct PlaneWalk {
+  static constexpr int64_t kLongest = int64_t(1) << 30;
+  Divisor pixels;  // of min(pixels, kLongest)
+  uint32_t start;
+
+  static __host__ Divisor divisor(int64_t pixels) {
+    return Divisor(uint32_t(std::clamp<int64_t>(pixels, 1, kLongest)));
+  }
+  __device__ PlaneWalk(const Divisor& divisor, int64_t pixels, int64_t first)
+      : pixels(divisor), start(uint32_t(pixels > kLongest ? max(kLongest - (pixels - first), int64_t(0)) : first)) {}
+
   // A vector may lie in two planes, not in more.
-  const bool vectorised = map.vectorised && plane_size >= uint32_t(Map::kWidth);
-  split_range<Map::kWidth>(length, vectorised, map.misaligned(), threadIdx.x, blockDim.x,
+  template <class Map>
+  __device__ bool vectorised(const Map& map) const {
+    return map.vectorised && pixels.value >= uint32_t(Map::kWidth);
+  }
+  // Whether every vector lies in one plane.
+  template <class Map>
+  __device__ bool uniform(const Map& map) const {
+    return pixels.value % Map::kWidth == 0 && start % Map::kWidth == 0 && map.misaligned() == 0;
+  }
+};
+
+template <class Map>
+__device__ __forceinline__ void fetch_planes_ahead(const Map& map, int length, const PlaneWalk& walk,
+                                                   Ahead<Map>& ahead) {
+  split_range<Map::kWidth>(length, walk.vectorised(map), map.misaligned(), threadIdx.x, blockDim.x,
                            [&](auto width, int first, int last, int step, auto at) {
                              constexpr int kW = decltype(width)::value;
-                             strided<Map::kInFlight>(
-                                 first, last, step, [&](int i) { return map.template fetch<kW>(at(i), at(i)); },
-                                 [&](int i, const auto& loaded) {
-                                   const uint32_t offset = first_offset + at(i), plane = offset / plane_size;
-                                   PlaneCoefficients<A> coefficients{};
-                                   coefficients.boundary = int(min(plane_size - offset % plane_size, uint32_t(kW)));
-                                   const uint32_t next = coefficients.boundary < kW ? plane + 1 : plane;
-                                   if (scale)
-                                     coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
-                                   if (shift)
-                                     coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
-                                   map.apply(at(i), loaded, coefficients);
-                                 });
+                             if constexpr (kW == Map::kWidth)
+                               fetch_ahead(first, last, step, ahead,
+                                           [&](int i) { return map.template fetch<kW>(at(i)); });
                            });
 }
 
+// map.apply over `length` elements (at most 2^30) of planes; scale and shift (null: zeros) start with the first plane;
+// ahead: by fetch_planes_ahead.
+template <class Map, class A>
+__device__ __forceinline__ void map_planes(const Map& map, int length, const PlaneWalk& walk, const A* scale,
+                                           const A* shift, Ahead<Map>& ahead) {
+  const auto apply = [&](auto single, int i, const auto& loaded) {
+    const uint32_t offset = walk.start + i, plane = walk.pixels.quotient(offset);
+    if constexpr (decltype(single)::value) {
+      map.apply(i, loaded, PlaneCoefficient<A>{scale ? scale[plane] : A(0), shift ? shift[plane] : A(0)});
+    } else {
+      PlaneCoefficients<A> coefficients{};
+      coefficients.boundary = int(min((plane + 1) * walk.pixels.value - offset, uint32_t(Map::kWidth)));
+      const uint32_t next = coefficients.boundary < Map::kWidth ? plane + 1 : plane;
+      if (scale) coefficients.scales[0] = scale[plane], coefficients.scales[1] = scale[next];
+      if (shift) coefficients.shifts[0] = shift[plane], coefficients.shifts[1] = shift[next];
+      map.apply(i, loaded, coefficients);
+    }
+  };
+  split_range<Map::kWidth>(
+      length, walk.vectorised(map), map.misaligned(), threadIdx.x, blockDim.x,
+      [&](auto width, int first, int last, int step, auto at) {
+        constexpr int kW = decltype(width)::value;
+        const auto fetch = [&](int i) { return map.template fetch<kW>(at(i)); };
+        if constexpr (kW < Map::kWidth) {  // the few at either end, or all where operands are unequally aligned
+          strided<Map::kInFlight>(first, last, step, fetch,
+                                  [&](int i, const auto& loaded) { apply(std::true_type(), at(i), loaded); });
+        } else if (walk.uniform(map)) {
+          rolling(first, last, step, ahead, fetch,
+                  [&](int i, const auto& loaded) { apply(std::true_type(), i, loaded); });
+        } else {
+          rolling(first, last, step, ahead, fetch,
+                  [&](int i, const auto& loaded) { apply(std::false_type(), i, loaded); });
+        }
+      });
+}
+
+// map.fetch of a thread's first rows, for columns that map_columns walks with the same arguments.
+template <int kWidth, class Map>
+__device__ __forceinline__ void fetch_columns_ahead(const Map& map, int rows, int64_t pitch, int columns, int max_lanes,
+                                                    Ahead<Map, kWidth>& ahead, int start = 0) {
+  const int lanes = min(min(max_lanes, int(blockDim.x)), columns / kWidth - start);
+  const int groups = blockDim.x / lanes, group = threadIdx.x / lanes;
+  const int column = (start + threadIdx.x % lanes) * kWidth;
+  if (group < groups)
+    fetch_ahead(group, rows, groups, ahead, [&](int i) { return map.template fetch<kWidth>(i * pitch + column); });
+}
+
 // map.apply over `rows` rows of `columns` columns of a matrix with `pitch` elements a row; scale and shift (null:
-// zeros) by column.
+// zeros) by column; ahead: by fetch_columns_ahead.
 template <int kWidth, class Map, class A>
-__device__ void map_columns(const Map& map, int rows, int64_t pitch, int columns, int max_lanes, const A* scale,
-                            const A* shift) {
+__device__ __forceinline__ void map_columns(const Map& map, int rows, int64_t pitch, int columns, int max_lanes,
+                                            const A* scale, const A* shift, Ahead<Map, kWidth>& ahead) {
   const int vectors = columns / kWidth;
   max_lanes = min(max_lanes, int(blockDim.x));
   for (int start = 0; start < vectors; start += max_lanes) {
@@ -242,15 +329,15 @@ __device__ void map_columns(const Map& map, int rows, int64_t pitch, int columns
     const int groups = blockDim.x / lanes, group = threadIdx.x / lanes;
     const int column = (start + threadIdx.x % lanes) * kWidth;
     if (group >= groups) continue;
+    if (start) fetch_columns_ahead<kWidth>(map, rows, pitch, columns, max_lanes, ahead, start);
     ColumnCoefficients<A, kWidth> coefficients;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
       coefficients.scales[k] = scale ? scale[column + k] : A(0);
       coefficients.shifts[k] = shift ? shift[column + k] : A(0);
     }
-    strided<Map::kInFlight>(
-        group, rows, groups,
-        [&](int i) { return map.template fetch<kWidth>(i * pitch + column, i * columns + column); },
+    rolling(
+        group, rows, groups, ahead, [&](int i) { return map.template fetch<kWidth>(i * pitch + column); },
         [&](int i, const auto& loaded) { map.apply(i * pitch + column, loaded, coefficients); });
   }
 }

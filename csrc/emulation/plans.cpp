@@ -20,7 +20,7 @@ py::dict as_dict(const squeeze_excite::Tiles& tiles) {
 }
 
 py::dict squeeze_excite_plan(const std::string& dtype, int64_t samples, int64_t channels, int64_t hidden,
-                             int64_t pixels, bool channels_last, bool backward, int needs) {
+                             int64_t pixels, bool channels_last, bool backward) {
   using py::literals::operator""_a;
   namespace se = squeeze_excite;
   const se::Shape shape{.samples = samples,
@@ -37,11 +37,9 @@ py::dict squeeze_excite_plan(const std::string& dtype, int64_t samples, int64_t 
                                              : DataType::kBFloat16;
   se::Limits limits;
   if (const Result result = se::limits(limits); result.error) throw std::runtime_error(result.error);
-  const se::Plan plan =
-      backward ? se::choose_backward(type, shape, limits, needs) : se::choose_forward(type, shape, limits);
-  return py::dict("cluster"_a = plan.cluster, "channels"_a = plan.channels, "threads"_a = plan.threads,
-                  "shared_bytes"_a = plan.shared_bytes, "fused_hidden"_a = plan.fused_hidden, "wave"_a = plan.wave,
-                  "sums"_a = as_dict(plan.sums), "map"_a = as_dict(plan.map), "reason"_a = plan.reason);
+  const se::Plan plan = backward ? se::choose_backward(type, shape, limits) : se::choose_forward(type, shape, limits);
+  return py::dict("sums"_a = as_dict(plan.sums), "map"_a = as_dict(plan.map), "layer_in_map"_a = plan.layer_in_map,
+                  "dependent"_a = plan.dependent, "stream_output"_a = plan.stream_output);
 }
 
 py::dict selective_kernel_tiles(int64_t samples, int64_t channels, int64_t pixels, bool channels_last, int width,
@@ -58,8 +56,7 @@ py::dict selective_kernel_tiles(int64_t samples, int64_t channels, int64_t pixel
 
 void bind_plans(py::module_& module) {
   module.def("squeeze_excite_plan", &squeeze_excite_plan, py::kw_only(), py::arg("dtype"), py::arg("samples"),
-             py::arg("channels"), py::arg("hidden"), py::arg("pixels"), py::arg("channels_last"), py::arg("backward"),
-             py::arg("needs"));
+             py::arg("channels"), py::arg("hidden"), py::arg("pixels"), py::arg("channels_last"), py::arg("backward"));
   module.def("selective_kernel_tiles", &selective_kernel_tiles, py::kw_only(), py::arg("samples"), py::arg("channels"),
              py::arg("pixels"), py::arg("channels_last"), py::arg("width"), py::arg("vectorised"),
              py::arg("most_blocks"));

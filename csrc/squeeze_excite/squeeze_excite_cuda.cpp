@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
   Optional grads[] = {parameter(reduce_weight), parameter(reduce_bias), parameter(expand_weight),
                       parameter(expand_bias)};
   if (call.shape.channels) {
-    const Plan plan = choose_backward(call.type, call.shape, device_limits(), int(needs));
+    const Plan plan = choose_backward(call.type, call.shape, device_limits());
     const Tensor scratch = allocate({backward_scratch(call.shape, plan)}, sum, x);
     check(backward(call.type, call.shape, plan,
                    {grad.const_data_ptr(), call.x.const_data_ptr(), input(clipped_y), input(call.reduce_weight),

@@ -34,18 +34,23 @@ struct BackwardTensors {
 // The limits of the current device.
 Result limits(Limits& found);
 
-Plan choose_forward(DataType type, const Shape& shape, const Limits& limits);
-Plan choose_backward(DataType type, const Shape& shape, const Limits& limits, int needs);
+inline Plan choose_forward(DataType type, const Shape& shape, const Limits& limits, const Tuning& tuning = {}) {
+  return make_plan(shape, element_size(type), limits, tuning, false);
+}
+inline Plan choose_backward(DataType type, const Shape& shape, const Limits& limits, const Tuning& tuning = {}) {
+  return make_plan(shape, element_size(type), limits, tuning, true);
+}
 
-// Numbers of scratch that a plan needs, in the accumulation type.
+// Numbers of scratch that a plan needs, in the accumulation type: partial sums, then what the layers give.
+inline int64_t partial_sums(const Shape& shape, const Plan& plan) {
+  return plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
+}
 inline int64_t forward_scratch(const Shape& shape, const Plan& plan) {
-  if (plan.cluster) return 0;
-  const int64_t partial = plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
-  return shape.samples * (partial + (plan.fused_hidden ? 0 : shape.hidden));
+  return shape.samples * (partial_sums(shape, plan) + shape.hidden);
 }
 inline int64_t backward_scratch(const Shape& shape, const Plan& plan) {
-  const int64_t partial = plan.cluster ? 0 : plan.sums.splits * shape.channels;
-  return shape.samples * (partial + shape.channels + shape.hidden);
+  const int64_t means = plan.layer_in_map ? 0 : shape.channels;
+  return shape.samples * (partial_sums(shape, plan) + shape.channels + shape.hidden + means);
 }
 
 // Launch on a stream (a cudaStream_t); shapes with no sample, channel or pixel launch nothing.

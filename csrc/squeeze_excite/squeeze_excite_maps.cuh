@@ -20,23 +20,18 @@ struct PoolSource {
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = 4;
   const T* x;
   bool vectorised;
-  T* kept = nullptr;  // where copies go, in shared memory
 
   __device__ int misaligned() const { return misalignment(x); }
-  __device__ PoolSource moved(int64_t offset) const { return {x + offset, vectorised, kept ? kept + offset : nullptr}; }
+  __device__ PoolSource moved(int64_t offset) const { return {x + offset, vectorised}; }
 
   template <int kW>
-  __device__ Vector<T, kW> fetch(int64_t i, int) const {
+  __device__ Vector<T, kW> fetch(int64_t i) const {
     return load<kW>(x + i);
   }
   template <int kW>
   __device__ void add(const Vector<T, kW>& loaded, Sum (&sums)[kW]) const {
 #pragma unroll
     for (int k = 0; k < kW; ++k) sums[k] += loaded.get(k);
-  }
-  template <int kW>
-  __device__ void keep(const Vector<T, kW>& loaded, int copy) const {
-    if (kept) store(kept + copy, loaded);
   }
 };
 
@@ -59,7 +54,6 @@ struct GradSource {
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
   const T *grad_y, *x, *y;  // y: null without output activation
   bool vectorised;
-  T* kept = nullptr;  // where copies of dz go, in shared memory
 
   template <int kW>
   struct Loaded {
@@ -67,11 +61,11 @@ struct GradSource {
   };
   __device__ int misaligned() const { return misalignment(x); }
   __device__ GradSource moved(int64_t offset) const {
-    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised, kept ? kept + offset : nullptr};
+    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised};
   }
 
   template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int) const {
+  __device__ Loaded<kW> fetch(int64_t i) const {
     Loaded<kW> loaded{load<kW>(grad_y + i), load<kW>(x + i), {}};
     if (y) loaded.y = load<kW>(y + i);
     return loaded;
@@ -82,21 +76,16 @@ struct GradSource {
 #pragma unroll
     for (int k = 0; k < kW; ++k) sums[k] += dz.get(k) * loaded.x.get(k);
   }
-  template <int kW>
-  __device__ void keep(const Loaded<kW>& loaded, int copy) const {
-    if (kept) store(kept + copy, clipped(loaded.grad, loaded.y, y != nullptr));
-  }
 };
 
 // y = output_activation(x scale + residual)
-template <class T>
+template <class T, bool kResidual>
 struct ScaleMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
-  const T *x, *residual;  // residual: or null
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = kResidual ? 2 : 4;
+  const T *x, *residual;  // residual: null without kResidual
   T* y;
-  const T* copy;  // x in shared memory, or null
-  bool clip;      // the output activation is ReLU
+  bool clip;  // the output activation is ReLU
   Reuse reuse;
   bool vectorised;
 
@@ -106,13 +95,12 @@ struct ScaleMap {
   };
   __device__ int misaligned() const { return misalignment(y); }
   __device__ ScaleMap moved(int64_t offset) const {
-    return {x + offset, residual ? residual + offset : nullptr, y + offset, copy ? copy + offset : nullptr, clip, reuse,
-            vectorised};
+    return {x + offset, kResidual ? residual + offset : nullptr, y + offset, clip, reuse, vectorised};
   }
   template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int at) const {
-    Loaded<kW> loaded{copy ? load<kW>(copy + at) : load<kW, Reuse::kOnce>(x + i), {}};
-    if (residual) loaded.residual = load<kW, Reuse::kOnce>(residual + i);
+  __device__ Loaded<kW> fetch(int64_t i) const {
+    Loaded<kW> loaded{load<kW, Reuse::kOnce>(x + i), {}};
+    if constexpr (kResidual) loaded.residual = load<kW, Reuse::kOnce>(residual + i);
     return loaded;
   }
   template <int kW, class Coefficients>
@@ -121,7 +109,7 @@ struct ScaleMap {
 #pragma unroll
     for (int k = 0; k < kW; ++k) {
       values[k] = loaded.x.get(k) * coefficients.scale(k);
-      if (residual) values[k] += loaded.residual.get(k);
+      if constexpr (kResidual) values[k] += loaded.residual.get(k);
       if (clip) values[k] = relu(values[k]);
     }
     Vector<T, kW> result;
@@ -131,13 +119,12 @@ struct ScaleMap {
 };
 
 // grad_x = dz scale + shift, grad_residual = dz
-template <class T>
+template <class T, bool kClip>
 struct GradMap {
   using Sum = accumulate_t<T>;
-  static constexpr int kWidth = kVectorWidth<T>, kInFlight = 1;
-  const T *grad_y, *y;        // y: null without output activation
+  static constexpr int kWidth = kVectorWidth<T>, kInFlight = kClip ? 2 : 4;
+  const T *grad_y, *y;        // y: null without kClip
   T *grad_x, *grad_residual;  // or null
-  const T* copy;              // dz in shared memory, or null
   Reuse reuse;
   bool vectorised;
 
@@ -148,22 +135,21 @@ struct GradMap {
   __device__ int misaligned() const { return misalignment(grad_x ? grad_x : grad_residual); }
   __device__ GradMap moved(int64_t offset) const {
     return {grad_y + offset,
-            y ? y + offset : nullptr,
+            kClip ? y + offset : nullptr,
             grad_x ? grad_x + offset : nullptr,
             grad_residual ? grad_residual + offset : nullptr,
-            copy ? copy + offset : nullptr,
             reuse,
             vectorised};
   }
   template <int kW>
-  __device__ Loaded<kW> fetch(int64_t i, int at) const {
-    Loaded<kW> loaded{copy ? load<kW>(copy + at) : load<kW, Reuse::kOnce>(grad_y + i), {}};
-    if (y && !copy) loaded.y = load<kW, Reuse::kOnce>(y + i);
+  __device__ Loaded<kW> fetch(int64_t i) const {
+    Loaded<kW> loaded{load<kW, Reuse::kOnce>(grad_y + i), {}};
+    if constexpr (kClip) loaded.y = load<kW, Reuse::kOnce>(y + i);
     return loaded;
   }
   template <int kW, class Coefficients>
   __device__ void apply(int64_t i, const Loaded<kW>& loaded, const Coefficients& coefficients) const {
-    const auto dz = clipped(loaded.grad, loaded.y, y && !copy);
+    const auto dz = clipped(loaded.grad, loaded.y, kClip);
     if (grad_residual) store(grad_residual + i, dz, reuse);
     if (!grad_x) return;
     Sum values[kW];
