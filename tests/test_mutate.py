@@ -15,6 +15,7 @@ from tools import mutate
         ("  if (last) cluster.sync();", [("barrier", "  if (last) ;"), ("mask", "  if (true) cluster.sync();")]),
         ("  cooperative_groups::this_grid().sync();", [("barrier", "  ;")]),
         ("  __threadfence();  // before the count", [("barrier", "  ;  // before the count")]),
+        ("  attnkernels::wait_for_primary_grid();", [("barrier", "  ;")]),
         ("for (int i = 0; i < n; ++i) sum += x[i];", [("bound", "for (int i = 0; i <= n; ++i) sum += x[i];")]),
         ("if (row >= rows) return;", [("bound", "if (row > rows) return;"), ("mask", "if (true) return;")]),
         ("f(a, lane < warps ? partial[lane] : 0.f);", [

@@ -41,6 +41,7 @@ class Launch:
     dynamic_shared: int
     static_shared: int
     cooperative: bool
+    dependent: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Emulation:
         self.module.set_seed(value)
 
     @contextlib.contextmanager
-    def device(self, **fields: int) -> Iterator[None]:
+    def device(self, **fields: int | list[int]) -> Iterator[None]:
         """Pretend to be another GPU than an H100: `get_device()` of the module lists the fields."""
         before = self.module.get_device()
         self.module.set_device(fields)

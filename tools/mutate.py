@@ -2,7 +2,7 @@
 
 Each mutant is the room's kernels (csrc/<room>/*.cuh) with one change:
 
-    barrier   a __syncthreads, __syncwarp, fence or group barrier is removed
+    barrier   a __syncthreads, __syncwarp, fence, group barrier or wait for the primary grid is removed
     bound     a comparison is loosened by one:  <  to  <=,  >=  to  >
     mask      the condition of an `if` or of a `?:` is always true
 
@@ -43,7 +43,8 @@ NUMBER = "ATTNKERNELS_MUTANT"
 REFUSED = "does not compile"
 
 BARRIER = re.compile(
-    r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|[\w.():]+\.(?:sync|barrier_\w+)\([^()]*\);"
+    r"__syncthreads\(\);|__syncwarp\([^()]*\);|__threadfence\(\);|(?:\w+::)*wait_for_primary_grid\(\);"
+    r"|[\w.():]+\.(?:sync|barrier_\w+)\([^()]*\);"
 )
 COMPARISON = re.compile(r" (<|>=) ")
 LOOSER = {"<": "<=", ">=": ">"}

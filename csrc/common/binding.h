@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 // The CUDA bindings register for CUDA tensors, or, built against the host emulation, for CPU tensors in a namespace of
@@ -60,12 +61,17 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(attnkernels::contiguous(*x)) : std::nullopt;
 }
 
-// An uninitialised tensor on the device of `like`.
+// An uninitialised tensor on the device of `like`; NaN under emulation, so that what is read before it is written
+// shows.
 inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
                        bool channels_last = false) {
-  return torch::stable::empty(
-      shape, dtype, std::nullopt, like.device(), std::nullopt,
-      channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+  Tensor result =
+      torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
+                           channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+#ifdef ATTNKERNELS_EMULATED
+  torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN());
+#endif
+  return result;
 }
 
 // The dtype in which sums are held: double for double, float for everything else.

@@ -3,6 +3,9 @@
 #pragma once
 #include "common/binding.h"
 #include "common/cuda_launch.h"
+#ifdef ATTNKERNELS_EMULATED
+#include "emulation/scheduler.h"
+#endif
 
 namespace attnkernels {
 
@@ -29,7 +32,11 @@ inline void check_device(const char* op, const Tensor& x) {
 #endif
 }
 
+// After every launcher, while the memory that it was given is there.
 inline void check_launch(const char* op, const Result& result) {
+#ifdef ATTNKERNELS_EMULATED
+  emulation::synchronize();
+#endif
   STD_TORCH_CHECK(!result.error, op, ": ", result.kernel, ": ", result.error);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 namespace attnkernels::emulation {
 
@@ -9,7 +10,8 @@ Device device;
 
 namespace {
 
-constexpr size_t kPortableClusterSize = 8;  // larger ones need a non-portable opt-in
+constexpr size_t kPortableClusterSize = 8, kLargestClusterSize = 16;  // the second: of kernels that opt in
+std::set<const void*> kernels_with_large_clusters;
 cudaError_t last_error = cudaSuccess;
 std::string last_explanation;
 
@@ -18,6 +20,10 @@ std::string text(const dim3& size) {
 }
 
 size_t volume(const dim3& size) { return size_t(size.x) * size.y * size.z; }
+
+size_t largest_cluster(const void* kernel) {
+  return kernels_with_large_clusters.contains(kernel) ? kLargestClusterSize : kPortableClusterSize;
+}
 
 }  // namespace
 
@@ -31,10 +37,12 @@ int blocks_per_multiprocessor(size_t threads, size_t shared_bytes) {
 }
 
 int active_clusters(size_t threads, size_t shared_bytes, size_t cluster) {
-  if (device.major < 9 || cluster == 0 || cluster > kPortableClusterSize) return 0;
-  const int group = std::min(device.multiprocessors_per_cluster_group, device.multiprocessors);
-  const size_t blocks_per_group = size_t(blocks_per_multiprocessor(threads, shared_bytes)) * group;
-  return int(blocks_per_group / cluster) * (device.multiprocessors / group);
+  if (device.major < 9 || cluster == 0 || cluster > kLargestClusterSize) return 0;
+  const size_t blocks = blocks_per_multiprocessor(threads, shared_bytes);
+  size_t clusters = 0;
+  for (const size_t group : device.cluster_groups)
+    if (group >= cluster) clusters += group * blocks / cluster;
+  return int(clusters);
 }
 
 cudaError_t check_configuration(const Grid& launch, std::string& explanation) {
@@ -56,13 +64,16 @@ cudaError_t check_configuration(const Grid& launch, std::string& explanation) {
   if (volume(cluster) == 0) return refuse(cudaErrorInvalidClusterSize, "cluster " + text(cluster) + " is empty");
   if (volume(cluster) > 1) {
     if (device.major < 9) return refuse(cudaErrorNotSupported, "clusters need compute capability 9.0");
-    if (volume(cluster) > kPortableClusterSize)
-      return refuse(cudaErrorInvalidClusterSize, "cluster " + text(cluster) + " has more than 8 blocks");
+    if (const size_t most = largest_cluster(launch.kernel); volume(cluster) > most)
+      return refuse(cudaErrorInvalidClusterSize,
+                    "cluster " + text(cluster) + " has more than " + std::to_string(most) + " blocks");
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
       return refuse(cudaErrorInvalidClusterSize, "cluster " + text(cluster) + " does not divide grid " + text(grid));
     if (active_clusters(threads, launch.dynamic_shared, volume(cluster)) == 0)
       return refuse(cudaErrorLaunchOutOfResources, "no cluster " + text(cluster) + " of such blocks fits");
   }
+  if (launch.dependent && device.major < 9)
+    return refuse(cudaErrorNotSupported, "dependent launches need compute capability 9.0");
   const size_t resident = size_t(blocks_per_multiprocessor(threads, launch.dynamic_shared)) * device.multiprocessors;
   if (launch.cooperative && volume(grid) > resident)
     return refuse(cudaErrorCooperativeLaunchTooLarge, "a cooperative grid of " + std::to_string(volume(grid)) +
@@ -168,8 +179,8 @@ cudaError_t cudaSetDevice(int index) {
   return set_last_error(index ? cudaErrorInvalidDevice : cudaSuccess, "one device");
 }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return synchronize(), cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return synchronize(), cudaSuccess; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
   if (index != 0) return set_last_error(cudaErrorInvalidDevice, "one device");
@@ -178,10 +189,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
                     : cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value > device.shared_per_block_opt_in)
     return set_last_error(cudaErrorInvalidValue, std::to_string(value) + " bytes of shared memory, the device has " +
                                                      std::to_string(device.shared_per_block_opt_in));
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value) kernels_with_large_clusters.insert(kernel);
   return cudaSuccess;
 }
 
@@ -190,23 +202,26 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return cudaSuccess;
 }
 
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
   size_t cluster = 1;
   for (unsigned i = 0; i < config->numAttrs; ++i)
     if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
       const auto& size = config->attrs[i].val.clusterDim;
       cluster = size_t(size.x) * size.y * size.z;
     }
-  *clusters = active_clusters(volume(config->blockDim), config->dynamicSmemBytes, cluster);
+  const bool allowed = cluster <= largest_cluster(kernel);
+  *clusters = allowed ? active_clusters(volume(config->blockDim), config->dynamicSmemBytes, cluster) : 0;
   return device.major < 9 ? set_last_error(cudaErrorNotSupported, "clusters need compute capability 9.0") : cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  synchronize();
   std::memset(data, value, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  synchronize();
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }

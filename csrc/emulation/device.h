@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <string>
+#include <vector>
 
 #include "emulation/scheduler.h"
 
@@ -12,8 +13,10 @@ namespace attnkernels::emulation {
 struct Device {
   int major = 9, minor = 0;
   int multiprocessors = 132;
-  // A cluster stays within a graphics processing cluster; of an H100's some have 16 usable multiprocessors, some 18.
-  int multiprocessors_per_cluster_group = 16;
+  // Multiprocessors of each group that a cluster stays within; a group smaller than the cluster holds none. With these,
+  // active_clusters() gives what cudaOccupancyMaxActiveClusters does on an H100, for clusters of 1 to 16 blocks of
+  // which a multiprocessor holds 1 to 8.
+  std::vector<int> cluster_groups{18, 18, 16, 16, 16, 16, 16, 8, 2, 2, 2, 2};
   int threads_per_multiprocessor = 2048;
   int blocks_per_multiprocessor = 32;
   int shared_per_block = 48 * 1024;
@@ -29,7 +32,7 @@ extern Device device;
 
 // Blocks of that size that fit on one multiprocessor; registers, which the host compiler does not know, do not count.
 int blocks_per_multiprocessor(size_t threads, size_t shared_bytes);
-int active_clusters(size_t threads, size_t shared_bytes, size_t cluster);
+int active_clusters(size_t threads, size_t shared_bytes, size_t cluster);  // of so many blocks each
 
 // cudaSuccess, or the error of a launch that the device cannot run; `explanation` then says why.
 cudaError_t check_configuration(const Grid& grid, std::string& explanation);

@@ -1,4 +1,5 @@
-// The part of cooperative groups that kernels use: this_thread_block, this_grid, this_cluster.
+// What orders more than a block: the part of cooperative groups that kernels use (this_thread_block, this_grid,
+// this_cluster), and programmatic dependent launch.
 #pragma once
 #include "emulation/warp.h"
 
@@ -38,3 +39,10 @@ class cluster_group {
 inline cluster_group this_cluster() { return {}; }
 
 }  // namespace cooperative_groups
+
+namespace attnkernels {
+
+inline void wait_for_primary_grid(ATTNKERNELS_HERE) { emulation::wait_for_primary(where); }
+inline void launch_dependent_grids() {}  // a dependent launch starts early enough without it
+
+}  // namespace attnkernels

@@ -1,10 +1,13 @@
 #include "emulation/python.h"
 
-#include <dlfcn.h>
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <string>
+#include <vector>
 
 #include "emulation/device.h"
 #include "emulation/scheduler.h"
@@ -23,7 +26,6 @@ constexpr Field kDeviceFields[] = {
     {"major", &Device::major},
     {"minor", &Device::minor},
     {"multiprocessors", &Device::multiprocessors},
-    {"multiprocessors_per_cluster_group", &Device::multiprocessors_per_cluster_group},
     {"threads_per_multiprocessor", &Device::threads_per_multiprocessor},
     {"blocks_per_multiprocessor", &Device::blocks_per_multiprocessor},
     {"shared_per_block", &Device::shared_per_block},
@@ -36,42 +38,58 @@ constexpr Field kDeviceFields[] = {
     {"memory_bus_bits", &Device::memory_bus_bits},
 };
 
+constexpr const char* kClusterGroups = "cluster_groups";  // Device::cluster_groups, a list
+
 py::dict get_device() {
   py::dict result;
   for (const Field& field : kDeviceFields) result[field.name] = device.*field.value;
+  result[kClusterGroups] = device.cluster_groups;
   return result;
 }
 
+// Where the multiprocessors alone are given, they are in groups of 16.
+std::vector<int> groups_of(int multiprocessors) {
+  std::vector<int> groups;
+  for (; multiprocessors > 0; multiprocessors -= groups.back()) groups.push_back(std::min(multiprocessors, 16));
+  return groups;
+}
+
 void set_device(const py::dict& values) {
+  Device changed = device;
   for (const auto& [key, value] : values) {
     const std::string name = py::str(key);
+    if (name == kClusterGroups) continue;
     const Field* found = nullptr;
     for (const Field& field : kDeviceFields)
       if (name == field.name) found = &field;
     if (!found) throw py::key_error("the emulated device has no " + name);
-    device.*found->value = value.cast<int>();
+    changed.*found->value = value.cast<int>();
   }
+  if (values.contains(kClusterGroups))
+    changed.cluster_groups = values[kClusterGroups].cast<std::vector<int>>();
+  else if (values.contains("multiprocessors"))
+    changed.cluster_groups = groups_of(changed.multiprocessors);
+  const std::vector<int>& groups = changed.cluster_groups;
+  if (std::accumulate(groups.begin(), groups.end(), 0) != changed.multiprocessors)
+    throw py::value_error("cluster_groups: expected groups of " + std::to_string(changed.multiprocessors) +
+                          " multiprocessors together");
+  device = changed;
 }
 
 py::tuple shape(const dim3& size) { return py::make_tuple(size.x, size.y, size.z); }
-
-// Kernels are told apart by their place in the library, which `nm` turns into a name.
-uint64_t offset_in_library(const void* kernel) {
-  Dl_info info{};
-  return dladdr(kernel, &info) ? static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase) : 0;
-}
 
 py::list launches() {
   py::list result;
   for (const LaunchRecord& record : recorded_launches()) {
     py::dict launch;
-    launch["kernel"] = offset_in_library(record.grid.kernel);
+    launch["kernel"] = place_of(record.grid.kernel).offset;
     launch["grid"] = shape(record.grid.grid);
     launch["block"] = shape(record.grid.block);
     launch["cluster"] = shape(record.grid.cluster);
     launch["dynamic_shared"] = record.grid.dynamic_shared;
     launch["static_shared"] = record.static_shared;
     launch["cooperative"] = record.grid.cooperative;
+    launch["dependent"] = record.grid.dependent;
     result.append(launch);
   }
   return result;
@@ -98,7 +116,7 @@ constexpr Column kSharedColumns[] = {
 
 template <class Row, size_t kColumns>
 py::array table(std::vector<Row> rows, const Column (&columns)[kColumns]) {
-  for (Row& row : rows) row.kernel = offset_in_library(reinterpret_cast<const void*>(row.kernel));
+  for (Row& row : rows) row.kernel = place_of(reinterpret_cast<const void*>(row.kernel)).offset;
   py::list names, types, offsets;
   for (const Column& column : columns) {
     names.append(column.name);

@@ -1,10 +1,11 @@
 // Lets the threads of resident blocks take turns, and opens barriers and warp exchanges when all have come.
+#include "emulation/residents.h"
+
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
 
 #include "emulation/memory.h"
-#include "emulation/state.h"
 
 namespace attnkernels::emulation {
 namespace {
@@ -32,45 +33,55 @@ struct StackOf {  // Boost.Context's allocator interface
   }
 };
 
-class Residents {
+class Turns final : public Residents {
  public:
-  Residents(std::deque<Cluster>& clusters, const std::function<void()>& body) : clusters_(clusters) {
-    for (Cluster& cluster : clusters)
+  Turns(LaunchState& launch, std::deque<Cluster> clusters) : Residents(std::move(clusters)), launch_(launch) {
+    for (Cluster& cluster : clusters_)
       for (BlockState* block : cluster.blocks)
-        for (ThreadState& thread : block->threads) start(thread, body);
+        for (ThreadState& thread : block->threads) start(thread);
     live_ = ready_.size();
-    grid_barrier_state = Barrier{live_};
+    launch_.grid_barrier = Barrier{live_};
   }
 
-  void run() {
+  void run() override {
+    current_grid = &launch_.grid;
+    current_call = &launch_.call;
+    blockDim = launch_.grid.block;
+    gridDim = launch_.grid.grid;
+    const bool early = launch_.primary && !launch_.primary->over;
+    if (!early) wake_all(State::kAtPrimary);
+    idle_yields_ = 0;
     while (live_ > 0 && !error) {
+      const bool spins = idle_yields_ > kMaxIdleYields + ready_.size();
+      if (early && (ready_.empty() || spins)) break;
       if (ready_.empty())
         report_deadlock();
-      else if (idle_yields_ > kMaxIdleYields + ready_.size())
+      else if (spins)
         set_error("livelock: threads spin in __nanosleep, nothing else can run");
       else
         step();
     }
     if (error) unwind();
+    current_thread = nullptr;
   }
 
  private:
-  void start(ThreadState& thread, const std::function<void()>& body) {
+  void start(ThreadState& thread) {
     take_fiber(thread.shadow, free_fibers);
-    thread.self = context::fiber(std::allocator_arg, StackOf{&thread}, [&thread, &body](context::fiber&& scheduler) {
+    thread.self = context::fiber(std::allocator_arg, StackOf{&thread}, [this, &thread](context::fiber&& scheduler) {
       thread.scheduler = std::move(scheduler);
       after_suspend(scheduler_shadow, thread.shadow);
-      acquire(&launch_begin);
+      acquire(&launch_.begin);
       if (!error) try {
           start_thread(block_of(thread));
-          body();
-          end_thread(block_of(thread));
+          launch_.call.make();
+          end_thread(thread);
         } catch (Unwind) {
         } catch (...) {
           if (!error) error = std::current_exception();
         }
       thread.state = State::kDone;
-      release(&launch_end);
+      release(&launch_.end);
       before_suspend(scheduler_shadow, thread.shadow, true);
       return std::move(thread.scheduler);
     });
@@ -109,9 +120,10 @@ class Residents {
         complete_cluster(*block.cluster);
         break;
       case State::kAtCluster:
-        break;  // its arrival has been counted
+      case State::kAtPrimary:
+        break;  // its arrival has been counted, or is none
       case State::kAtGrid:
-        ++grid_barrier_state.arrived;
+        ++launch_.grid_barrier.arrived;
         complete_grid();
         break;
       case State::kAtWarp:
@@ -131,6 +143,11 @@ class Residents {
   void wake_all(BlockState& block, State waiting) {
     for (ThreadState& thread : block.threads)
       if (thread.state == waiting) wake(thread);
+  }
+
+  void wake_all(State waiting) {
+    for (Cluster& cluster : clusters_)
+      for (BlockState* block : cluster.blocks) wake_all(*block, waiting);
   }
 
   void at_block(ThreadState& thread, BlockState& block) {
@@ -161,9 +178,7 @@ class Residents {
   }
 
   void complete_grid() {
-    if (!grid_barrier_state.complete()) return;
-    for (Cluster& cluster : clusters_)
-      for (BlockState* block : cluster.blocks) wake_all(*block, State::kAtGrid);
+    if (launch_.grid_barrier.complete()) wake_all(State::kAtGrid);
   }
 
   void at_warp(ThreadState& thread, BlockState& block) {
@@ -204,7 +219,7 @@ class Residents {
   void done(ThreadState& thread, BlockState& block) {
     --live_;
     block.barrier.leave(false);
-    grid_barrier_state.leave(false);
+    launch_.grid_barrier.leave(false);
     block.cluster->barrier.leave(thread.arrived_at_cluster);
     thread.arrived_at_cluster = false;
     Warp& warp = block.warps[thread.warp];
@@ -241,15 +256,15 @@ class Residents {
           while (thread.state != State::kDone) resume(thread);
   }
 
-  std::deque<Cluster>& clusters_;
+  LaunchState& launch_;
   std::vector<ThreadState*> ready_;
   size_t live_ = 0, idle_yields_ = 0;
 };
 
 }  // namespace
 
-void run_residents(std::deque<Cluster>& clusters, const std::function<void()>& body) {
-  Residents(clusters, body).run();
+std::unique_ptr<Residents> make_residents(LaunchState& launch, std::deque<Cluster> clusters) {
+  return std::make_unique<Turns>(launch, std::move(clusters));
 }
 
 }  // namespace attnkernels::emulation

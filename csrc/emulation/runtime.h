@@ -17,11 +17,3 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Paramet
                                            const cudaLaunchConfig_t* config) {
   return cudaOccupancyMaxActiveClusters(clusters, reinterpret_cast<const void*>(kernel), config);
 }
-
-namespace attnkernels {
-
-// Launches run one after the other: there is nothing to wait for, and nothing starts early.
-inline void wait_for_primary_grid() {}
-inline void launch_dependent_grids() {}
-
-}  // namespace attnkernels

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <sstream>
 #include <stdexcept>
 
 #include "emulation/device.h"
@@ -16,14 +17,12 @@ namespace attnkernels::emulation {
 
 Thread* current_thread = nullptr;
 const Grid* current_grid = nullptr;
+const Call* current_call = nullptr;
 void (*block_ended)(const Block& block) = nullptr;
 
 std::exception_ptr error;
 SchedulerShadow scheduler_shadow;
-char launch_begin, launch_end;
 std::vector<void*> free_fibers;
-Barrier grid_barrier_state;
-Order grid_order;
 
 namespace {
 
@@ -49,6 +48,23 @@ void barrier(State state, const Barrier& barrier, Order& order, const char* name
   me().fenced = false;  // an earlier fence does not cover what the others wrote before this barrier
 }
 
+std::string name_of(const Thread& thread) {
+  const uint3 block = thread.block->index;
+  return "block (" + std::to_string(block.x) + ", " + std::to_string(block.y) + ", " + std::to_string(block.z) +
+         ") thread " + std::to_string(thread.rank);
+}
+
+// As sanitizers name a place in a program: tools/emulation.py's with_lines() finds its line.
+std::string kernel_of(const Thread& thread) {
+  const Place place = place_of(launch_of(thread).grid.kernel);
+  std::ostringstream text;
+  text << "kernel (" << place.file << "+0x" << std::hex << place.offset << ")";
+  return text.str();
+}
+
+// Whether what earlier launches have written may still be missing.
+bool is_early(const ThreadState& thread) { return launch_of(thread).grid.dependent && !thread.waited_for_primary; }
+
 }  // namespace
 
 void set_error(const std::string& text) {
@@ -56,10 +72,8 @@ void set_error(const std::string& text) {
 }
 
 std::string describe(const ThreadState& thread) {
-  const uint3 block = thread.block->index;
-  return "block (" + std::to_string(block.x) + ", " + std::to_string(block.y) + ", " + std::to_string(block.z) +
-         ") thread " + std::to_string(thread.rank) + " waits at " + thread.waits_at + " (" + thread.where.file_name() +
-         ":" + std::to_string(thread.where.line()) + ")";
+  return name_of(thread) + " waits at " + thread.waits_at + " (" + thread.where.file_name() + ":" +
+         std::to_string(thread.where.line()) + ")";
 }
 
 void start_thread(BlockState& block) {
@@ -72,7 +86,10 @@ void start_thread(BlockState& block) {
   release(&block.started);
 }
 
-void end_thread(BlockState& block) {
+void end_thread(const ThreadState& thread) {
+  if (is_early(thread))
+    fail(name_of(thread) + " of a dependent launch ended without wait_for_primary_grid(): " + kernel_of(thread));
+  BlockState& block = block_of(thread);
   release(&block.returned);
   if (++block.returned < block.threads.size() || block.cluster_size == 1) return;
   acquire(&block.returned);
@@ -93,7 +110,8 @@ void block_barrier(int predicate, const char* name, Location where) {
 
 void grid_barrier(Location where) {
   if (!current_grid->cooperative) fail("grid.sync() in a launch that is not cooperative");
-  barrier(State::kAtGrid, grid_barrier_state, grid_order, "grid.sync", where);
+  LaunchState& launch = launch_of(me());
+  barrier(State::kAtGrid, launch.grid_barrier, launch.grid_order, "grid.sync", where);
 }
 
 void cluster_arrive(Location where) {
@@ -112,6 +130,17 @@ void cluster_wait(Location where) {
   acquire(thread.cluster_order);
   thread.cluster_order = nullptr;
   thread.fenced = false;
+}
+
+void wait_for_primary(Location where) {
+  ThreadState& thread = me();
+  LaunchState* const primary = launch_of(thread).primary;
+  if (primary) {
+    if (!primary->over) suspend(State::kAtPrimary, "wait_for_primary_grid", where);
+    acquire(&primary->end);  // and so of all before: each of its threads has waited too
+    thread.fenced = false;
+  }
+  thread.waited_for_primary = true;
 }
 
 void yield() { suspend(State::kReady, "__nanosleep", Location::current()); }
@@ -197,9 +226,16 @@ Memory memory_of(const Block& block, const void* address) {
 bool is_bookkeeping(const Thread& thread, const void* address) {
   const char* stack = static_cast<const ThreadState&>(thread).stack;
   const auto within = [&](const auto* object) { return address >= object && address < object + 1; };
-  return (address >= stack && address < stack + kStackBytes) || within(&thread) || within(thread.block) ||
+  return (address >= stack && address < stack + kStackBytes) ||
+         (address >= current_call->begin && address < current_call->end) || within(&thread) || within(thread.block) ||
          within(&threadIdx) || within(&blockIdx) || within(&blockDim) || within(&gridDim) || within(&current_thread) ||
          within(&current_grid) || within(current_grid);
+}
+
+void check_write(const Thread& thread, const void* address) {
+  if (!is_early(static_cast<const ThreadState&>(thread)) || is_bookkeeping(thread, address)) return;
+  if (memory_of(*thread.block, address) != Memory::kGlobal) return;
+  set_error(name_of(thread) + " writes global memory before wait_for_primary_grid(): " + kernel_of(thread));
 }
 
 }  // namespace attnkernels::emulation

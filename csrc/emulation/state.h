@@ -17,7 +17,7 @@ inline constexpr size_t kMaxSharedArrays = 32;     // reserved at once: to TSan,
 inline constexpr size_t kStaticBytes = 48 * 1024;  // static shared memory of a block: the most that ptxas accepts
 inline constexpr size_t kArenaBytes = kStaticBytes + 128 * kMaxSharedArrays;
 
-enum class State : uint8_t { kReady, kAtBlock, kArrivesAtCluster, kAtCluster, kAtGrid, kAtWarp, kDone };
+enum class State : uint8_t { kReady, kAtBlock, kArrivesAtCluster, kAtCluster, kAtGrid, kAtWarp, kAtPrimary, kDone };
 struct Unwind {};  // thrown into every waiting thread when another one has failed
 
 // Names, for TSan, of the order that a barrier makes: one for its even and one for its odd uses. A thread that has
@@ -33,6 +33,7 @@ struct ThreadState : Thread {
   Location where;
   int predicate = 0;
   bool arrived_at_cluster = false;
+  bool waited_for_primary = false;
   void* cluster_order = nullptr;  // of the cluster barrier at which it has arrived
   // The warp exchange that it takes part in.
   Exchange kind = Exchange::kSync;
@@ -88,7 +89,19 @@ struct BlockState : Block {
   size_t returned = 0;
 };
 
+// One launch of a chain: of a plain launch and the dependent ones after it.
+struct LaunchState {
+  const Grid grid;
+  const Call& call;
+  LaunchState* primary = nullptr;  // the launch before it in the chain
+  bool over = false;
+  Barrier grid_barrier;
+  Order grid_order{};
+  uint64_t begin = 0, end = 0;  // TSan's names for "before every thread" and "after every thread"
+};
+
 struct Cluster {
+  LaunchState* launch;
   std::vector<BlockState*> blocks;
   Barrier barrier;
 };
@@ -105,23 +118,18 @@ struct Random {
 };
 
 extern Random random_order;
-extern std::exception_ptr error;  // of the launch that runs; every thread unwinds when it is set
+extern std::exception_ptr error;  // of the chain that runs; every thread unwinds when it is set
 extern SchedulerShadow scheduler_shadow;
-extern char launch_begin, launch_end;  // TSan's names for "before every thread" and "after every thread" of a launch
 extern std::vector<void*> free_fibers;
-extern Barrier grid_barrier_state;
-extern Order grid_order;
 
 inline BlockState& block_of(const Thread& thread) { return *static_cast<BlockState*>(thread.block); }
+inline LaunchState& launch_of(const Thread& thread) { return *block_of(thread).cluster->launch; }
 
 void set_error(const std::string& text);  // keeps the first
 std::string describe(const ThreadState& thread);
 
 // The first thread of a block to start, and the last to return, mark where its shared memory begins and ends to be.
 void start_thread(BlockState& block);
-void end_thread(BlockState& block);
-
-// Runs the blocks that are resident together: those of one cluster, or of the whole grid in a cooperative launch.
-void run_residents(std::deque<Cluster>& clusters, const std::function<void()>& body);
+void end_thread(const ThreadState& thread);
 
 }  // namespace attnkernels::emulation

@@ -27,7 +27,9 @@ std::vector<GlobalRequest> requests;
 std::vector<SharedTraffic> shared;
 
 void note(const void* address, size_t bytes, bool write, bool atomic, const void* instruction) {
-  if (!recording || !current_thread || is_bookkeeping(*current_thread, address)) return;
+  if (!current_thread) return;
+  if (write) check_write(*current_thread, address);
+  if (!recording || is_bookkeeping(*current_thread, address)) return;
   const Thread& thread = *current_thread;
   const uint64_t key = reinterpret_cast<uint64_t>(instruction) * 1024 + thread.rank;
   const uint32_t occurrence = occurrences[thread.block][key]++;

@@ -35,6 +35,7 @@ __global__ void spin(unsigned* count) {
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  cudaDeviceSynchronize();
 }
 
 template <int kVector>
@@ -56,6 +57,24 @@ float sum(const py::array_t<float>& x, unsigned blocks, unsigned threads, unsign
   return total;
 }
 
+// between = reversed x + 2 x, y = reversed between + x + between: a launch and one that depends on it, as the first may
+// too, which then follows none.
+template <planted::Bug bug>
+void dependent(const py::array_t<float>& x, py::array_t<float>& y, bool first) {
+  const int size = int(x.size());
+  std::vector<float> between(size, NAN);
+  LaunchConfig config{dim3((size + 63) / 64), dim3(64)};
+  config.dependent = first;
+  const cudaError_t error =
+      launch(config, planted::add_reversed<planted::Bug::kNone>, x.data(), x.data(), x.data(), between.data(), size);
+  if (error != cudaSuccess) return check(error);
+  config.dependent = true;
+  const cudaError_t refused =
+      launch(config, planted::add_reversed<bug>, between.data(), x.data(), between.data(), y.mutable_data(), size);
+  cudaDeviceSynchronize();
+  check(refused);
+}
+
 int attribute(int index) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, cudaDeviceAttr(index), 0));
@@ -71,6 +90,7 @@ int max_active_clusters(unsigned cluster, unsigned threads, size_t shared_bytes)
   config.dynamicSmemBytes = shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
+  if (cluster > 8) check(cudaFuncSetAttribute(spin, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   int clusters = -1;
   check(cudaOccupancyMaxActiveClusters(&clusters, spin, &config));
   return clusters;
@@ -84,6 +104,11 @@ PYBIND11_MODULE(emulation_demo, module) {
   module.def("gate_rows_by_one", &gate_rows<1>);
   module.def("sum", &sum, py::arg("x"), py::arg("blocks") = 4, py::arg("threads") = 64, py::arg("cluster") = 1,
              py::arg("cooperative") = false, py::arg("shared_bytes") = 0);
+  module.def("dependent", &dependent<planted::Bug::kNone>, py::arg("x"), py::arg("y"), py::arg("first") = false);
+  module.def("writes_early", &dependent<planted::Bug::kWriteBeforeWait>, py::arg("x"), py::arg("y"),
+             py::arg("first") = false);
+  module.def("returns_early", &dependent<planted::Bug::kReturnBeforeWait>, py::arg("x"), py::arg("y"),
+             py::arg("first") = false);
   module.def("strided_shared", [](py::array_t<float>& bank, int stride) {
     check(launch({dim3(1), dim3(32)}, strided_shared, bank.mutable_data(), stride));
   });

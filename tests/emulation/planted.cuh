@@ -18,6 +18,9 @@ enum class Bug {
   kNoFinalClusterBarrier,
   kNoReleaseFence,
   kNoAcquireFence,
+  kReadBeforeWait,
+  kWriteBeforeWait,
+  kReturnBeforeWait,
 };
 
 template <class T, int kVector>
@@ -154,6 +157,24 @@ __global__ void last_block_sum(const float* x, float* partial, unsigned* count, 
     *total = all;
     *count = 0;
   }
+}
+
+// y[i] = a[size - 1 - i] + early[i] + late[i]      a dependent launch: only `early` may be read before the wait
+template <Bug bug>
+__global__ void add_reversed(const float* a, const float* early, const float* late, float* y, int size) {
+  SHARED(float, staged, [64]);
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, other = blockDim.x - 1 - threadIdx.x;
+  const int j = blockIdx.x * blockDim.x + other;
+  if (bug == Bug::kReturnBeforeWait && i >= size) return;
+  if (j < size) staged[other] = early[j];
+  float reversed = bug == Bug::kReadBeforeWait && i < size ? a[size - 1 - i] : 0.f;
+  if (bug == Bug::kWriteBeforeWait && i < size) y[i] = 0.f;
+  attnkernels::wait_for_primary_grid();
+  attnkernels::launch_dependent_grids();
+  __syncthreads();
+  if (i >= size) return;
+  if constexpr (bug != Bug::kReadBeforeWait) reversed = a[size - 1 - i];
+  y[i] = reversed + staged[threadIdx.x] + late[i];
 }
 
 // A barrier that the threads from `stop` on reach at another place, or never.

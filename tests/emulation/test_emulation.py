@@ -87,14 +87,73 @@ def test_the_device_can_be_set(bench):
         bench.module.attribute(-1)
 
 
+# What cudaOccupancyMaxActiveClusters gives on an H100 SXM for clusters of blocks of 256 threads, by the bytes of shared
+# memory of a block.
+MEASURED_CLUSTERS = {
+    1: {204800: 132, 102400: 264, 51200: 528, 0: 1056},
+    2: {204800: 66, 102400: 132, 51200: 264, 0: 528},
+    4: {204800: 30, 102400: 62, 51200: 124, 0: 248},
+    8: {204800: 15, 102400: 30, 51200: 62, 0: 124},
+    16: {204800: 7, 102400: 14, 51200: 28, 0: 58},
+}
+
+
+@pytest.mark.parametrize("size", MEASURED_CLUSTERS)
+def test_active_clusters_are_those_of_an_h100(bench, size):
+    measured = MEASURED_CLUSTERS[size]
+    assert {shared: bench.module.max_active_clusters(size, 256, shared) for shared in measured} == measured
+
+
 def test_active_clusters(bench):
-    # One block of 200 KB per multiprocessor: two clusters of 8 in each of eight groups of 16 multiprocessors.
-    assert bench.module.max_active_clusters(8, 512, 200 * 1024) == 16
-    assert bench.module.max_active_clusters(8, 512, 100 * 1024) == 32
     assert bench.module.max_active_clusters(8, 512, 228 * 1024) == 0
-    with bench.device(multiprocessors=12, multiprocessors_per_cluster_group=6):
+    assert bench.module.max_active_clusters(32, 512, 0) == 0
+    with bench.device(multiprocessors=12, cluster_groups=[6, 6]):
         assert bench.module.max_active_clusters(8, 512, 200 * 1024) == 0
         assert bench.module.max_active_clusters(4, 512, 200 * 1024) == 2
+    with bench.device(multiprocessors=36):  # in groups of 16, 16 and 4
+        assert bench.module.max_active_clusters(8, 512, 200 * 1024) == 4
+        assert bench.module.max_active_clusters(4, 512, 200 * 1024) == 9
+    with pytest.raises(ValueError, match="132 multiprocessors together"), bench.device(cluster_groups=[16]):
+        pass
+
+
+def test_a_dependent_launch(bench):
+    x, y = np.random.default_rng(0).standard_normal(500).astype(np.float32), np.empty(500, np.float32)
+    with bench.launches() as launches:
+        for seed in range(4):
+            bench.seed(seed)
+            y.fill(np.nan)
+            bench.module.dependent(x, y)
+            between = x[::-1] + 2 * x
+            np.testing.assert_allclose(y, between[::-1] + x + between, rtol=1e-5)
+    assert [launch.dependent for launch in launches] == 4 * [False, True]
+
+
+def test_a_dependent_launch_that_is_refused(bench):
+    x, y = np.ones(100, np.float32), np.full(100, np.nan, np.float32)
+    refused = pytest.raises(RuntimeError, match="NotSupported.*9.0")
+    with bench.launches() as launches, bench.device(major=8, minor=6), refused:
+        bench.module.dependent(x, y)
+    assert [launch.dependent for launch in launches] == [False]  # the plain launch before it has run
+    with pytest.raises(RuntimeError, match="InvalidValue.*follows no other"):
+        bench.module.dependent(x, y, first=True)
+    assert np.isnan(y).all()
+
+
+def test_nothing_is_left_of_a_chain_that_fails(bench):
+    x, y = np.ones(100, np.float32), np.full(100, np.nan, np.float32)  # the last threads have no number
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"thread \d+ of a dependent launch ended without wait.*emulation_demo"):
+            bench.module.returns_early(x, y)
+    bench.module.dependent(x, y)
+    np.testing.assert_array_equal(y, 7)
+
+
+def test_a_write_before_the_wait_is_reported(traffic_bench):
+    x, y = np.ones(100, np.float32), np.empty(100, np.float32)
+    traffic_bench.module.dependent(x, y)
+    with pytest.raises(RuntimeError, match="writes global memory before wait_for_primary_grid"):
+        traffic_bench.module.writes_early(x, y)
 
 
 def test_a_spin_that_nobody_ends_is_reported(bench):

@@ -20,13 +20,13 @@ DEVICES = {
         "shared_per_multiprocessor": 164 << 10, "l2_bytes": 40 << 20, "memory_clock_khz": 1215000,
     },
     "H100": {},
-    "eight multiprocessors": {"multiprocessors": 8, "multiprocessors_per_cluster_group": 8},
+    "eight multiprocessors": {"multiprocessors": 8},
     "small shared memory": {
         "major": 12, "minor": 0, "multiprocessors": 170, "shared_per_block_opt_in": 99 << 10,
         "shared_per_multiprocessor": 100 << 10, "threads_per_multiprocessor": 1536, "blocks_per_multiprocessor": 24,
         "l2_bytes": 96 << 20, "memory_clock_khz": 14001000, "memory_bus_bits": 512,
     },
-    "no room for a cluster": {"multiprocessors_per_cluster_group": 1},  # holds five blocks at most
+    "no room for a cluster": {"cluster_groups": 132 * [1]},
 }  # fmt: skip
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NEEDS_X, NEEDS_WEIGHTS = 1, 4

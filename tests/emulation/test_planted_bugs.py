@@ -15,6 +15,7 @@ KERNELS = (
     "subtract_mean",
     "cluster_mean",
     "last_block_sum",
+    "dependent_chain",
     "divergent_barrier",
 )
 WRONG = "want"  # the program compared the numbers itself
@@ -39,6 +40,12 @@ BUGS = [
     ("cluster_mean", "no_final_cluster_barrier", "tsan", RACE),
     ("last_block_sum", "no_release_fence", "tsan", RACE),
     ("last_block_sum", "no_acquire_fence", "tsan", RACE),
+    *(
+        ("dependent_chain", bug, mode, says)
+        for bug in ("read_before_wait", "read_of_first_before_wait", "write_before_wait")
+        for mode, says in (("plain", WRONG), ("tsan", RACE))
+    ),
+    *(("dependent_chain", "return_before_wait", mode, "ended without wait_for_primary_grid") for mode in MODES),
     *(("divergent_barrier", "never", mode, "deadlock") for mode in MODES),
     *(("divergent_barrier", "elsewhere", mode, "wait at different barriers") for mode in MODES),
 ]
@@ -70,6 +77,7 @@ def test_reports_name_the_line_of_the_kernel():
     for bug, mode in (("no_block_barrier", "tsan"), ("global_out_of_bounds", "asan")):
         assert "planted.cuh:" in emulation.with_lines(run(mode, "gate_rows", bug, 1).stderr)
     assert "planted.cuh:" in run("plain", "divergent_barrier", "never", 1).stderr
+    assert "planted.cuh:" in emulation.with_lines(run("plain", "dependent_chain", "return_before_wait", 1).stderr)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -144,6 +144,7 @@ struct Checker {
   Buffer<Sum> partial(int64_t channels) { return Buffer<Sum>(cc::needs_partial(type, shape) ? count * channels : 0); }
 
   void run(const char* what, const attnkernels::Result& result) {
+    cudaDeviceSynchronize();
     if (!result.error) return;
     std::printf("%s%s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
     ++failures;

@@ -19,6 +19,7 @@ bool agrees(int depth) {
   for (T& value : b) value = T(normal(generator));
   const attnkernels::LaunchConfig config{dim3(1), dim3(32)};
   if (attnkernels::launch(config, mma_matmul<T>, a.data(), b.data(), d.data(), depth) != cudaSuccess) return false;
+  cudaDeviceSynchronize();
   double worst = 0;
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) {

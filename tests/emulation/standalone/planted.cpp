@@ -33,8 +33,13 @@ void expect_close(double got, double want, double tolerance, const char* what) {
   throw std::runtime_error(std::string(what) + ": got " + std::to_string(got) + ", want " + std::to_string(want));
 }
 
-void expect_success(cudaError_t error) {
+void expect_launched(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+void expect_success(cudaError_t launched) {
+  expect_launched(launched);
+  expect_launched(cudaDeviceSynchronize());
 }
 
 template <class T, int kVector, Bug bug>
@@ -112,6 +117,34 @@ void last_block() {
   expect_close(count[0], 0, 0, "last_block_sum's counter");
 }
 
+// Launches that may each start before the one before it is over: x -> a -> b -> y. The second has the bug. In a second
+// round it could read what the first has left, and be right.
+enum class Chain { kRight, kReadsFirstBeforeWait, kWritesOverInput };
+template <Bug bug>
+void dependent_chain(Chain chain, const LaunchConfig& dependent = {dim3(5), dim3(64), 0, dim3(1), false, true}) {
+  const int size = 300;
+  const std::vector<float> all = numbers<float>(2 * size);
+  const std::vector<float> given(all.begin(), all.begin() + size), w(all.begin() + size, all.end());
+  std::vector<float> x = given, a(size, NAN), b(size, NAN), y(size, NAN);
+  float* const second = chain == Chain::kWritesOverInput ? x.data() : b.data();
+  const float* const early = chain == Chain::kReadsFirstBeforeWait ? a.data() : w.data();
+  LaunchConfig config{dim3(5), dim3(64)};
+  const int rounds = bug == Bug::kNone && chain == Chain::kRight ? 3 : 1;
+  for (int round = 0; round < rounds; ++round, config = dependent) {
+    expect_launched(launch(config, planted::add_reversed<Bug::kNone>, x.data(), w.data(), w.data(), a.data(), size));
+    expect_launched(launch(dependent, planted::add_reversed<bug>, a.data(), w.data(), w.data(), second, size));
+    expect_launched(launch(dependent, planted::add_reversed<Bug::kNone>, second, early, a.data(), y.data(), size));
+  }
+  expect_launched(cudaDeviceSynchronize());
+  std::vector<float> first(size), next(size);
+  for (int i = 0; i < size; ++i) first[i] = given[size - 1 - i] + w[i] + w[i];
+  for (int i = 0; i < size; ++i) next[i] = first[size - 1 - i] + w[i] + w[i];
+  for (int i = 0; i < size; ++i) {
+    const float staged = chain == Chain::kReadsFirstBeforeWait ? first[i] : w[i];
+    expect_close(y[i], next[size - 1 - i] + staged + first[i], 1e-5, "dependent_chain");
+  }
+}
+
 void divergent(unsigned stop, bool elsewhere) {
   expect_success(launch({dim3(1), dim3(64)}, planted::divergent_barrier, stop, elsewhere));
 }
@@ -158,6 +191,19 @@ int run(const std::string& kernel, const std::string& bug) {
     last_block<Bug::kNoReleaseFence>();
   } else if (name == "last_block_sum no_acquire_fence") {
     last_block<Bug::kNoAcquireFence>();
+  } else if (name == "dependent_chain none") {
+    dependent_chain<Bug::kNone>(Chain::kRight);
+    dependent_chain<Bug::kNone>(Chain::kRight, {dim3(5), dim3(64), 0, dim3(5), false, true});
+    dependent_chain<Bug::kNone>(Chain::kRight, {dim3(5), dim3(64), 0, dim3(1), true, true});
+    dependent_chain<Bug::kNone>(Chain::kWritesOverInput);
+  } else if (name == "dependent_chain read_before_wait") {
+    dependent_chain<Bug::kReadBeforeWait>(Chain::kRight);
+  } else if (name == "dependent_chain read_of_first_before_wait") {
+    dependent_chain<Bug::kNone>(Chain::kReadsFirstBeforeWait);
+  } else if (name == "dependent_chain write_before_wait") {
+    dependent_chain<Bug::kWriteBeforeWait>(Chain::kWritesOverInput);
+  } else if (name == "dependent_chain return_before_wait") {
+    dependent_chain<Bug::kReturnBeforeWait>(Chain::kRight);
   } else if (name == "divergent_barrier none") {
     divergent(64, false);
   } else if (name == "divergent_barrier elsewhere") {

@@ -197,6 +197,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                      std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " +
                      std::to_string(c.pixels) + " operand " + std::to_string(c.moved) + " by " + std::to_string(c.by);
   const auto run = [&](const char* what, const se::Result& result) {
+    cudaDeviceSynchronize();
     if (!result.error) return;
     std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
     ++failures;
