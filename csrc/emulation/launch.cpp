@@ -56,21 +56,13 @@ class Launch {
   void start_early() {
     const Grid& grid = state_.grid;
     const size_t most = std::max<size_t>(kMostEarlyThreads / (volume(grid.cluster) * volume(grid.block)), 1);
-<<<<<<< HEAD
-    early_ = make_residents(grid.cooperative ? corners_.size() : 1 + random_order() % std::min(most, corners_.size()));
-=======
     early_ = next_residents(grid.cooperative ? corners_.size() : 1 + random_order() % std::min(most, corners_.size()));
->>>>>>> pdl
     early_->run();
   }
 
   void run() {
     if (early_) run_to_end(std::move(early_));
-<<<<<<< HEAD
-    while (next_ < corners_.size() && !error) run_to_end(make_residents(state_.grid.cooperative ? corners_.size() : 1));
-=======
     while (next_ < corners_.size() && !error) run_to_end(next_residents(state_.grid.cooperative ? corners_.size() : 1));
->>>>>>> pdl
     state_.over = true;
     if (recording) records.push_back({state_.grid, static_shared_});
   }
@@ -86,17 +78,10 @@ class Launch {
 
  private:
   // The next clusters of the grid.
-<<<<<<< HEAD
-  std::unique_ptr<Residents> make_residents(size_t count) {
-    std::deque<Cluster> clusters;
-    for (; count > 0; --count) add_cluster(clusters, corners_[next_++]);
-    auto residents = std::make_unique<Residents>(state_, std::move(clusters));
-=======
   std::unique_ptr<Residents> next_residents(size_t count) {
     std::deque<Cluster> clusters;
     for (; count > 0; --count) add_cluster(clusters, corners_[next_++]);
     auto residents = make_residents(state_, std::move(clusters));
->>>>>>> pdl
     release(&state_.begin);
     return residents;
   }
