@@ -141,6 +141,17 @@ def test_criss_cross_reads_what_its_tiles_need(case, dtype):
     assert all(map(is_wide, streamed))
 
 
+@pytest.mark.parametrize("dtype", ["float64", *DTYPES])
+@pytest.mark.parametrize("direction", ["NCHW to NHWC", "NHWC to NCHW"])
+def test_layout_copies_read_and_write_once(direction, dtype):
+    factors, rows = traffic_of("layout", f"{direction}, aligned planes", dtype)
+    assert factors == {("from", "read"): 1, ("to", "write"): 1}
+    assert all(map(is_wide, rows))
+    factors, _ = traffic_of("layout", f"{direction}, odd planes", dtype)
+    assert factors["from", "read"] < 1.13
+    assert factors["to", "write"] == 1
+
+
 def row(registers=32, kernel="pool", **figures):
     return {"kernel": kernel, "wall": "cuda", "arch": "sm_90", "figures": {"registers": registers, **figures}}
 

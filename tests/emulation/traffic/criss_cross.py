@@ -1,6 +1,7 @@
 """Traffic of criss_cross: the fused attention and the official two operators, forward and backward.
 
-The kernels see channels_last maps only; contiguous ones are copied by torch before and after, which is not counted.
+The kernels see channels_last maps only; contiguous ones are copied before and after (csrc/layout), which is not counted
+here.
 
 A block owns a tile of 64 pixels of a line (rows) and walks over the tiles of the same line (columns), so that a line of
 t tiles is read t times; the two axes make one pass each. `tests/test_budgets.py` has the factors that follow: with
