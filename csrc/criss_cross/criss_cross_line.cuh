@@ -166,8 +166,10 @@ __global__ void __launch_bounds__(32 * kMostTiles, 2)
   sum[0] = sum_lanes(sum[0], 4);
   sum[1] = sum_lanes(sum[1], 4);
 
-  // Of a row outside the line, the sums before are those of the line's first pixel: loads need no branch.
-  const auto row_of_sums = [&](int r) { return place.pixel(row + 8 * r < length ? row + 8 * r : 0) * value_channels; };
+  // Of a row outside the line, the sums before are those of the warp's first row: loads need no branch.
+  const auto row_of_sums = [&](int r) {
+    return place.pixel(row + 8 * r < length ? row + 8 * r : warp * 16) * value_channels;
+  };
   Vector<float, 2> before[2][8];
   const auto load_before = [&](int first_channel) {
 #pragma unroll
@@ -239,6 +241,7 @@ __global__ void __launch_bounds__(32 * kMostTiles, 2)
       for (int i = 0; i < 32; ++i) out[i / 4][i % 4] += before[i % 4 / 2][i / 4].words[i % 2] * scale_before[i % 4 / 2];
     }
     if (!pass.is_last) {
+      __syncwarp();  // the first row is read for others
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float* const to = pass.partial + row_of_sums(r) + first_channel + 2 * member;
