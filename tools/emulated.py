@@ -159,7 +159,8 @@ class NinjaFile:
         stable_torch = [*TORCH, *(f"-isystem{path}" for path in cpp_extension.include_paths())]
         objects |= set(self.kernels(["*"]))
         objects |= {self.object(source, stable_torch) for source in sorted(self.csrc.glob("*/*_cuda.cpp"))}
-        objects |= {self.object(self.csrc / "emulation" / f"{name}.cpp", python) for name in ("module", "plans")}
+        bound = ("module", "layout", "plans")
+        objects |= {self.object(self.csrc / "emulation" / f"{name}.cpp", python) for name in bound}
         libraries = Path(torch.__file__).parent / "lib"
         torch_flags = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu", "-lc10"]
         self.link(output(self.mode, target), sorted(objects), ["-shared"], torch_flags)

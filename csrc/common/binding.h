@@ -47,11 +47,15 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {  // the arrays of siz
   return std::ranges::equal(a.sizes(), b.sizes());
 }
 
+// Whether a 4-D tensor is dense in the wanted order; of one channel or one pixel it is in both.
+inline bool has_layout(const Tensor& x, bool channels_last) {
+  if (!channels_last) return x.is_contiguous();
+  return is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1));
+}
+
 // x itself where it is dense in the wanted order, a copy otherwise.
 inline Tensor as_layout(const Tensor& x, bool channels_last) {
-  if (channels_last ? (is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1)))
-                    : x.is_contiguous())
-    return x;
+  if (has_layout(x, channels_last)) return x;
   return torch::stable::contiguous(
       x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }

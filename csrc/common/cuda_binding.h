@@ -1,11 +1,14 @@
 // What the torch bindings of the CUDA walls share: element types, the current device and stream, launch errors. Built
 // with ATTNKERNELS_EMULATED they take CPU tensors and run the same kernels on the host.
 #pragma once
+#include <vector>
+
 #include "common/binding.h"
 #include "common/cuda_launch.h"
 #ifdef ATTNKERNELS_EMULATED
 #include "emulation/scheduler.h"
 #endif
+#include "layout/layout_launch.h"
 
 namespace attnkernels {
 
@@ -53,5 +56,56 @@ inline void* current_stream(const Tensor& x) {
   return stream;
 }
 #endif
+
+// Copies of feature maps [N, C, spatial axes...] into another layout, made together: torch takes ten times as long for
+// one, and a launch for each.
+class LayoutCopies {
+ public:
+  // x in that layout. Where `run` is what fills it, not before.
+  Tensor copy(const Tensor& x, bool channels_last) {
+    const MemoryFormat format = !channels_last ? MemoryFormat::Contiguous
+                                : x.dim() == 5 ? MemoryFormat::ChannelsLast3d
+                                               : MemoryFormat::ChannelsLast;
+    const int64_t pixel_stride = stride_of_pixels(x);
+    if (channels_last ? pixel_stride != 1 : !pixel_stride || x.stride(1) != 1)
+      return torch::stable::contiguous(x, format);
+    const Tensor result =
+        torch::stable::empty(x.sizes(), x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
+    const int64_t channels = x.size(1), pixels = x.numel() / x.size(0) / channels;
+    copies_.push_back({.from = x.const_data_ptr(),
+                       .to = result.mutable_data_ptr(),
+                       .samples = x.size(0),
+                       .rows = channels_last ? channels : pixels,
+                       .columns = channels_last ? pixels : channels,
+                       .sample_stride = x.stride(0),
+                       .row_stride = channels_last ? x.stride(1) : pixel_stride});
+    return result;
+  }
+
+  void run(const char* op, const Tensor& like) {
+    if (copies_.empty()) return;
+    check_launch(op, layout::transpose(element_bytes(data_type(op, like)), copies_.data(), int(copies_.size()),
+                                       current_stream(like)));
+    copies_.clear();
+  }
+
+ private:
+  using MemoryFormat = torch::headeronly::MemoryFormat;
+
+  // Elements from a pixel to the next; 0 where that differs, or there are no two pixels or channels: torch's case.
+  static int64_t stride_of_pixels(const Tensor& x) {
+    if (x.dim() < 4 || x.dim() > 5 || !x.numel() || x.size(1) == 1) return 0;
+    int64_t stride = 0, pixels = 1;
+    for (int64_t axis = x.dim() - 1; axis > 1; --axis) {
+      if (x.size(axis) == 1) continue;
+      if (pixels == 1) stride = x.stride(axis);
+      if (x.stride(axis) != stride * pixels) return 0;
+      pixels *= x.size(axis);
+    }
+    return stride;
+  }
+
+  std::vector<layout::Transpose> copies_;
+};
 
 }  // namespace attnkernels

@@ -1,5 +1,6 @@
 // The CUDA wall of criss_cross in torch: checks, layouts, allocation, stream. Built with ATTNKERNELS_EMULATED it takes
 // CPU tensors and runs the same kernels on the host.
+#include <array>
 #include <tuple>
 #include <utility>
 
@@ -10,8 +11,14 @@
 namespace attnkernels::criss_cross {
 namespace {
 
-// The kernels read and write channels_last maps.
-Tensor dense_map(const Tensor& x) { return criss_cross::dense_map(x, true); }
+// The kernels read and write channels_last maps: those of a call that are not, in one launch of copies.
+template <class... Maps>
+std::array<Tensor, sizeof...(Maps)> dense_maps(const char* op, const Maps&... maps) {
+  LayoutCopies copies;
+  const std::array<Tensor, sizeof...(Maps)> dense{(is_dense(maps, true) ? maps : copies.copy(maps, true))...};
+  copies.run(op, dense[0]);
+  return dense;
+}
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
@@ -32,7 +39,15 @@ class Map {
 
   void* data() const { return wanted_ ? map_.mutable_data_ptr() : nullptr; }
   void* partial() const { return partial_ ? partial_->mutable_data_ptr() : nullptr; }
-  Tensor result() const { return copied_ ? torch::stable::contiguous(map_) : map_; }
+
+  // The results of a call in its layout.
+  template <class... Maps>
+  static auto results(const char* op, const Maps&... maps) {
+    LayoutCopies copies;
+    const std::tuple found{(maps.copied_ ? copies.copy(maps.map_, false) : Tensor(maps.map_))...};
+    copies.run(op, std::get<0>(found));
+    return found;
+  }
 
  private:
   bool wanted_, copied_;
@@ -45,7 +60,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const Shape shape = attention_shape(op, query, key, value);
   check_device(op, value);
   const DeviceGuard guard(value.get_device_index());
-  const Tensor last_query = dense_map(query), last_key = dense_map(key), last_value = dense_map(value);
+  const auto [last_query, last_key, last_value] = dense_maps(op, query, key, value);
   const ScalarType sum = accumulation_dtype(value.scalar_type());
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   const Tensor log_sum_exp = allocate(pixel_sizes(value), sum, value);
@@ -60,7 +75,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
                                            .log_sum_exp = log_sum_exp.mutable_data_ptr(),
                                            .sum = statistics.mutable_data_ptr()},
                                           current_stream(value)));
-  return {out.result(), log_sum_exp};
+  return {std::get<0>(Map::results(op, out)), log_sum_exp};
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
@@ -75,9 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
   const DeviceGuard guard(value.get_device_index());
-  const Tensor last_query = dense_map(query), last_key = dense_map(key), last_value = dense_map(value),
-               last_out = dense_map(out), last_grad = dense_map(grad_out),
-               statistics = attnkernels::contiguous(log_sum_exp),
+  const auto [last_query, last_key, last_value, last_out, last_grad] = dense_maps(op, query, key, value, out, grad_out);
+  const Tensor statistics = attnkernels::contiguous(log_sum_exp),
                delta = allocate(statistics.sizes(), statistics.scalar_type(), value);
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
       grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey),
@@ -98,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                                     .partial_grad_key = grad_key.partial(),
                                                     .partial_grad_value = grad_value.partial()},
                                                    current_stream(value)));
-  return {grad_query.result(), grad_key.result(), grad_value.result()};
+  return Map::results(op, grad_query, grad_key, grad_value);
 }
 
 Tensor affinity(const Tensor& query, const Tensor& key) {
@@ -106,7 +120,7 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
   const Shape shape = affinity_shape(op, query, key);
   check_device(op, query);
   const DeviceGuard guard(query.get_device_index());
-  const Tensor last_query = dense_map(query), last_key = dense_map(key);
+  const auto [last_query, last_key] = dense_maps(op, query, key);
   const int64_t sizes[] = {shape.samples, shape.affinity_channels(), shape.height, shape.width};
   const Map result(sizes, query, shape, Sums::kNone);
   check_launch(op, criss_cross::affinity(data_type(op, query),
@@ -115,7 +129,7 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
                                           .key = last_key.const_data_ptr(),
                                           .affinity = result.data()},
                                          current_stream(query)));
-  return result.result();
+  return std::get<0>(Map::results(op, result));
 }
 
 std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const Tensor& query, const Tensor& key,
@@ -125,7 +139,7 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
   check_device(op, query);
   check_map(op, "grad_affinity", grad_affinity, query, shape.affinity_channels());
   const DeviceGuard guard(query.get_device_index());
-  const Tensor last_grad = dense_map(grad_affinity), last_query = dense_map(query), last_key = dense_map(key);
+  const auto [last_grad, last_query, last_key] = dense_maps(op, grad_affinity, query, key);
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
       grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey);
   check_launch(op, criss_cross::affinity_backward(data_type(op, query),
@@ -138,7 +152,7 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
                                                    .partial_grad_query = grad_query.partial(),
                                                    .partial_grad_key = grad_key.partial()},
                                                   current_stream(query)));
-  return {grad_query.result(), grad_key.result()};
+  return Map::results(op, grad_query, grad_key);
 }
 
 Tensor aggregate(const Tensor& affinity, const Tensor& value) {
@@ -146,7 +160,7 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const Shape shape = aggregate_shape(op, affinity, value);
   check_device(op, value);
   const DeviceGuard guard(value.get_device_index());
-  const Tensor last_affinity = dense_map(affinity), last_value = dense_map(value);
+  const auto [last_affinity, last_value] = dense_maps(op, affinity, value);
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   check_launch(op, criss_cross::aggregate(data_type(op, value),
                                           {.shape = shape,
@@ -155,7 +169,7 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
                                            .out = out.data(),
                                            .partial_out = out.partial()},
                                           current_stream(value)));
-  return out.result();
+  return std::get<0>(Map::results(op, out));
 }
 
 std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tensor& affinity, const Tensor& value,
@@ -165,7 +179,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   check_device(op, value);
   check_map(op, "grad_out", grad_out, value, shape.value_channels);
   const DeviceGuard guard(value.get_device_index());
-  const Tensor last_grad = dense_map(grad_out), last_affinity = dense_map(affinity), last_value = dense_map(value);
+  const auto [last_grad, last_affinity, last_value] = dense_maps(op, grad_out, affinity, value);
   const Map grad_affinity(affinity.sizes(), affinity, shape, Sums::kNone, needs & kNeedsAffinity),
       grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
   check_launch(op, criss_cross::aggregate_backward(data_type(op, value),
@@ -177,7 +191,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
                                                     .grad_value = grad_value.data(),
                                                     .partial_grad_value = grad_value.partial()},
                                                    current_stream(value)));
-  return {grad_affinity.result(), grad_value.result()};
+  return Map::results(op, grad_affinity, grad_value);
 }
 
 ATTNKERNELS_CUDA_LIBRARY_IMPL(m) {

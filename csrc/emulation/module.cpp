@@ -5,5 +5,6 @@
 PYBIND11_MODULE(attnkernels_emulated, module) {
   module.doc() = "The CUDA kernels of attnkernels on the host, and the controls of their emulation";
   attnkernels::emulation::bind_controls(module);
+  attnkernels::emulation::bind_layout(module);
   attnkernels::emulation::bind_plans(module);
 }

@@ -23,9 +23,13 @@ inline bool has_dense_pixels(const Tensor& x) {
 // attnkernels/ops/selective_kernel/contract.py has the same rule.
 inline bool walks_pixels(const Tensor& x) { return !has_dense_planes(x) && has_dense_pixels(x); }
 
+inline bool has_rows(const Tensor& x, bool channels_last) {
+  return channels_last ? has_dense_pixels(x) : has_dense_planes(x);
+}
+
 // x itself where its rows are dense in that layout, a copy otherwise.
 inline Tensor with_rows(const Tensor& x, bool channels_last) {
-  if (channels_last ? has_dense_pixels(x) : has_dense_planes(x)) return x;
+  if (has_rows(x, channels_last)) return x;
   return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 

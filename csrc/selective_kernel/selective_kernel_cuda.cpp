@@ -11,6 +11,15 @@
 namespace attnkernels::selective_kernel {
 namespace {
 
+// As with_rows, by a kernel of ours.
+Tensor copied_rows(const char* op, const Tensor& x, bool channels_last) {
+  if (has_rows(x, channels_last)) return x;
+  LayoutCopies copies;
+  const Tensor copy = copies.copy(x, channels_last);
+  copies.run(op, x);
+  return copy;
+}
+
 Tensor pooled_sum(std::vector<Tensor> given) {
   const char* op = "pooled_sum";
   const CheckedBranches checked = check_branches(op, std::move(given));
@@ -55,7 +64,7 @@ Tensor select_branches_grad_logits(Tensor grad_y, std::vector<Tensor> given, Ten
   const DataType type = data_type(op, x);
   const DeviceGuard guard(x.get_device_index());
   check_alike(op, grad_y, x);
-  grad_y = with_rows(grad_y, shape.channels_last);
+  grad_y = copied_rows(op, grad_y, shape.channels_last);
   weights = check_weights(op, weights, shape, accumulation_dtype(x.scalar_type()), x);
   const Branches<const void> branches = checked.rows<void>();
   const auto grad_rows = rows_of<const void>(grad_y, shape.channels_last);
@@ -76,7 +85,7 @@ std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights,
   const DataType type = data_type(op, grad_y);
   const DeviceGuard guard(grad_y.get_device_index());
   const Shape shape = check_grad_branches(op, grad_y, weights, grad_pooled, channels_last);
-  grad_y = with_rows(grad_y, channels_last);
+  grad_y = copied_rows(op, grad_y, channels_last);
   weights = attnkernels::contiguous(weights);
   grad_pooled = attnkernels::contiguous(grad_pooled);
   std::vector<Tensor> grads = allocate_grad_branches(grad_y, shape, stacked, needs);

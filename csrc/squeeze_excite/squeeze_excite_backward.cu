@@ -21,7 +21,7 @@ Result run_layer(const BackwardArguments<T>& part, LaunchConfig config) {
 template <class T, bool kChannelsLast>
 Result run_passes(const BackwardArguments<T>& a, const Plan& plan, WeightGrads<T>& weight_grads, cudaStream_t stream) {
   const Shape& shape = a.shape;
-  return for_each_part(shape.samples, [&](int64_t first, int64_t samples) -> Result {
+  return for_each_part(shape.samples, plan, [&](int64_t first, int64_t samples) -> Result {
     BackwardArguments<T> part = a;
     part.shape.samples = samples;
     const int64_t offset = first * shape.channels * shape.pixels;

@@ -59,9 +59,11 @@ Call checked_call(const Tensor& x, const Optional& reduce_weight, const Optional
 const void* input(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 void* output(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
 
-Optional as_layout(const Optional& tensor, bool channels_last) {
-  if (!tensor) return std::nullopt;
-  return attnkernels::as_layout(*tensor, channels_last);
+Tensor as_layout(LayoutCopies& copies, const Tensor& tensor, bool channels_last) {
+  return has_layout(tensor, channels_last) ? tensor : copies.copy(tensor, channels_last);
+}
+Optional as_layout(LayoutCopies& copies, const Optional& tensor, bool channels_last) {
+  return tensor ? Optional(as_layout(copies, *tensor, channels_last)) : std::nullopt;
 }
 
 void check(const Result& result) { check_launch("squeeze_excite", result); }
@@ -80,7 +82,9 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const Optional& reduc
       checked_call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   if (residual) check_map("residual", *residual, x);
   const DeviceGuard guard(x.get_device_index());
-  const Optional added = as_layout(residual, call.channels_last);
+  LayoutCopies copies;
+  const Optional added = as_layout(copies, residual, call.channels_last);
+  copies.run("squeeze_excite", x);
   const ScalarType sum = accumulation_dtype(x.scalar_type());
   Tensor y = allocate(x.sizes(), x.scalar_type(), x, call.channels_last);
   Tensor saved = allocate({call.shape.samples, call.shape.saved_columns()}, sum, x);
@@ -112,8 +116,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
                       saved.numel() == call.shape.samples * call.shape.saved_columns(),
                   "squeeze_excite: saved: expected what the forward gave");
   const DeviceGuard guard(x.get_device_index());
-  const Tensor grad = attnkernels::as_layout(grad_y, call.channels_last);
-  const Optional clipped_y = output_activation ? as_layout(y, call.channels_last) : std::nullopt;
+  LayoutCopies copies;
+  const Tensor grad = as_layout(copies, grad_y, call.channels_last);
+  const Optional clipped_y = output_activation ? as_layout(copies, y, call.channels_last) : std::nullopt;
+  copies.run("squeeze_excite", x);
 
   const auto map = [&](int need) {
     return needs & need ? Optional(allocate(x.sizes(), x.scalar_type(), x, call.channels_last)) : std::nullopt;

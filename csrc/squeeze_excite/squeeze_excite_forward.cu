@@ -39,7 +39,7 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
   if (kChannelsLast) a.vectorised &= misalignment(a.x) == 0 && shape.channels % kVectorWidth<T> == 0;
   a.activated = static_cast<Sum*>(tensors.scratch);
   a.partial = a.activated + shape.samples * shape.hidden;
-  return for_each_part(shape.samples, [&](int64_t first, int64_t samples) -> Result {
+  return for_each_part(shape.samples, plan, [&](int64_t first, int64_t samples) -> Result {
     ForwardArguments<T> part = a;
     part.shape.samples = samples;
     const int64_t offset = first * shape.channels * shape.pixels;

@@ -43,6 +43,9 @@ struct Tuning {
   int64_t streamed_part = 2;
 };
 
+// A grid's second dimension, which counts samples.
+inline constexpr int64_t kMostSamples = 65535;
+
 struct ElementSize {
   int64_t element, sum;  // bytes of an element and of the type in which sums are held
   int64_t vector() const { return 16 / element; }
@@ -65,6 +68,7 @@ struct Plan {
   bool layer_in_map = false;   // the blocks of the second pass compute the last layer for their channels
   bool dependent = false;      // launches overlap
   bool stream_output = false;  // maps are stored as if not read again
+  int64_t samples_at_once = kMostSamples;
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -83,8 +87,6 @@ inline constexpr int64_t kTileVectors = 8;
 inline constexpr int kColumnVectors = 32;
 // Pixels or elements that one block walks: they are counted in 32 bits.
 inline constexpr int64_t kLongestWalk = int64_t(1) << 30;
-// A grid's second dimension, which counts samples.
-inline constexpr int64_t kMostSamples = 65535;
 // Planes touched by one block of the scaling pass (their gates lie in shared memory).
 inline constexpr int64_t kMappedPlanes = 1024;
 

@@ -158,14 +158,21 @@ struct Checker {
     auto query = random(kQuery, Q, 1 / std::sqrt(double(std::max<int64_t>(Q, 1)))), key = random(kKey, Q),
          value = random(kValue, C), grad_out = random(kGradOut, C);
     Buffer<T> out(count * C);
-    Buffer<Sum> log_sum_exp(count), statistics(cc::forward_statistics(shape)), partial_out = partial(C), delta(count);
-    run("attention", cc::attention(type,
-                                   {shape, query.data(), key.data(), value.data(), out.data(), partial_out.data(),
-                                    log_sum_exp.data(), statistics.data()},
-                                   nullptr));
+    Buffer<Sum> log_sum_exp(count), partial_out = partial(C), delta(count);
     const Attention want = attention(shape, query.doubles(), key.doubles(), value.doubles(), grad_out.doubles());
-    expect("out", out.doubles(), want.out, tolerance);
-    expect("log_sum_exp", log_sum_exp.doubles(), want.log_sum_exp, std::is_same_v<T, double> ? 1e-13 : 1e-5);
+    const auto forward = [&](int line_channels) {
+      Buffer<Sum> statistics(cc::forward_statistics(shape));
+      const cc::AttentionForward<void, void> arguments{
+          shape,      query.data(),       key.data(),         value.data(),
+          out.data(), partial_out.data(), log_sum_exp.data(), statistics.data()};
+      if (line_channels && !cc::fits_lines(type, arguments, line_channels)) return;
+      run("attention", cc::attention(type, arguments, cc::ForwardPlan{line_channels, true}, nullptr));
+      const std::string which = ", lines of " + std::to_string(line_channels);
+      expect(("out" + which).c_str(), out.doubles(), want.out, tolerance);
+      expect(("log_sum_exp" + which).c_str(), log_sum_exp.doubles(), want.log_sum_exp,
+             std::is_same_v<T, double> ? 1e-13 : 1e-5);
+    };
+    for (const int line_channels : {256, 128, 0}) forward(line_channels);
     auto out_given = given(kOut, out);
     auto log_sum_exp_given = given(kLogSumExp, log_sum_exp);
     // Gradients of energies are differences of terms as large as the largest of all gradients.
@@ -239,12 +246,14 @@ void check(const Case& c, DataType type, double tolerance, unsigned seed) {
 int main(int count, char** arguments) {
   const unsigned seed = count > 1 ? unsigned(std::atoi(arguments[1])) : 1;
   const std::vector<Case> cases = {
-      {2, 3, 5, 1, 4, 3},    {1, 8, 16, 1, 3, 2}, {1, 2, 3, 2, 3, 2},
-      {1, 1, 2, 1, 1, 4},    {1, 2, 1, 1, 3, 1},  {1, 16, 8, 1, 2, 3, 1},  // misaligned
-      {1, 2, 0, 1, 2, 2},                                                  // values without a channel
-      {1, 0, 2, 1, 2, 2},                                                  // energies without a channel
-      {0, 2, 2, 1, 2, 2},    {1, 2, 2, 1, 0, 2},  {1, 2, 2, 1, 1, 67},     // two tiles of a line
-      {1, 70, 130, 1, 1, 2},                                               // two tiles of channels
+      {2, 3, 5, 1, 4, 3},     {1, 8, 16, 1, 3, 2}, {1, 2, 3, 2, 3, 2},
+      {1, 1, 2, 1, 1, 4},     {1, 2, 1, 1, 3, 1},  {1, 16, 8, 1, 2, 3, 1},  // misaligned
+      {1, 2, 0, 1, 2, 2},                                                   // values without a channel
+      {1, 0, 2, 1, 2, 2},                                                   // energies without a channel
+      {0, 2, 2, 1, 2, 2},     {1, 2, 2, 1, 0, 2},  {1, 2, 2, 1, 1, 67},     // two tiles of a line
+      {1, 70, 130, 1, 1, 2},                                                // two tiles of channels
+      {1, 16, 72, 1, 2, 19},  {1, 8, 8, 2, 2, 17},                          // lines on tensor cores: parts of tiles
+      {1, 64, 264, 1, 1, 33},                                               // and of blocks
   };
   for (const Case& c : cases) {
     check<float>(c, DataType::kFloat, 2e-5, seed);

@@ -56,15 +56,17 @@ struct Case {
 struct Path {
   const char* name;
   se::Limits limits;
+  se::Tuning tuning;
+  int64_t samples_at_once;
   bool orders_as_another = false;  // its accesses are those of the next
 };
 
-// Small devices: a few blocks of few threads take every branch.
+// Few and many multiprocessors: few blocks, and as many as the sizes allow, with splits.
 constexpr Path kPaths[] = {
-    {"two passes", {80, 4, 1 << 24, 64 << 10, 64 << 10, 1000, 64, 64}, true},
-    {"two passes in waves", {80, 1, 4 << 10, 64 << 10, 64 << 10, 1, 64, 64}},
-    {"two passes split", {80, 64, 1 << 24, 64 << 10, 64 << 10, 1000, 64, 64}},
-    {"single pass", {90, 4, 1 << 24, 200 << 10, 400 << 10, 1000, 64, 64}},
+    {"plain launches", {80, 1, 1 << 24, false}, {}, se::kMostSamples, true},
+    {"last layer in the map", {90, 64, 1 << 24, true}, {.layer_in_map = 1}, se::kMostSamples},
+    {"layers apart, a sample at a time", {90, 1, 4 << 10, true}, {.layer_in_map = 0}, 1},
+    {"layers apart, splits", {90, 64, 4 << 10, true}, {.layer_in_map = 0}, se::kMostSamples},
 };
 
 void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want,
@@ -203,12 +205,8 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
     ++failures;
   };
 
-  const se::Plan plan = se::choose_forward(type, shape, path.limits);
-  const bool single = path.limits.compute_capability >= 90;
-  if (single != (plan.cluster > 0)) {
-    std::printf("%s: the other path was taken: %s\n", name.c_str(), plan.reason);
-    ++failures;
-  }
+  se::Plan plan = se::choose_forward(type, shape, path.limits, path.tuning);
+  plan.samples_at_once = path.samples_at_once;
   Buffer<Sum> scratch(se::forward_scratch(shape, plan));
   run("forward", se::forward(type, shape, plan,
                              {x.data(), w1.data(), b1.data(), w2.data(), b2.data(), residual.data(), y.data(),
@@ -226,7 +224,8 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                                        se::kNeedsWeights | kBiases};
   for (const int wanted : kWatchesOrder || c.is_large ? std::vector<int>{kAll} : every_need) {
     const int needs = wanted & (se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights);
-    const se::Plan backward = se::choose_backward(type, shape, path.limits, needs);
+    se::Plan backward = se::choose_backward(type, shape, path.limits, path.tuning);
+    backward.samples_at_once = path.samples_at_once;
     Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
     const auto result = [&](Operand operand, int64_t count) { return Buffer<T>(count, c.offset_of(operand)); };
     auto grad_x = result(kGradX, elements), grad_residual = result(kGradResidual, elements);
@@ -272,7 +271,7 @@ int main(int count, char** arguments) {
       {1, 4, 0, 1100},  // the same with splits
       {1, 7, 2, 61, true, true, true, false, false, 1},
       {1, 8, 2, 33, true, true, true, true, true, 3},
-      {3, 11, 9, 130, false, false, false},  // the hidden layer's own kernel: odd widths, fewer samples than it takes
+      {3, 11, 9, 130, false, false, false},  // odd widths, fewer samples than a block of a layer takes
       {5, 8, 12, 66, false, true},           // and one more
       {1, 1, 1, 1},
   };
@@ -306,7 +305,7 @@ int main(int count, char** arguments) {
             if (failures) return finish();
           }
     }
-  // More numbers than a block keeps in shared memory, and vectors at 16 bytes that are not at 32.
+  // Layers of more rows, columns and inputs than a block takes at once, and of several samples; tiles of weights.
   if (!kWatchesOrder) {
     const auto large = [](int64_t samples, int64_t channels, int64_t hidden, int64_t pixels) {
       Case c{samples, channels, hidden, pixels};
@@ -314,9 +313,9 @@ int main(int count, char** arguments) {
       return c;
     };
     for (const Case& c : {large(2, 1026, 5, 2), large(1, 1026, 0, 1), large(2, 3, 1030, 2)})
-      check<double>(c, kPaths[1], false, DataType::kDouble, 1e-13, seed);
-    for (const Path& path : kPaths)
-      check<__nv_bfloat16>(large(2, 2056, 12, 1), path, true, DataType::kBFloat16, 6e-3, seed);
+      check<double>(c, kPaths[2], false, DataType::kDouble, 1e-13, seed);
+    for (const Case& c : {large(2, 2056, 12, 1), large(17, 264, 136, 1), large(130, 16, 16, 1)})
+      for (const Path& path : kPaths) check<__nv_bfloat16>(c, path, true, DataType::kBFloat16, 6e-3, seed);
   }
   return finish();
 }

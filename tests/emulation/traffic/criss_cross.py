@@ -1,6 +1,7 @@
 """Traffic of criss_cross: the fused attention and the official two operators, forward and backward.
 
-The kernels see channels_last maps only; contiguous ones are copied by torch before and after, which is not counted.
+The kernels see channels_last maps only; contiguous ones are copied before and after (csrc/layout), which is not counted
+here.
 
 A block owns a tile of 64 pixels of a line (rows) and walks over the tiles of the same line (columns), so that a line of
 t tiles is read t times; the two axes make one pass each. `tests/test_budgets.py` has the factors that follow: with
@@ -8,6 +9,9 @@ S = the tiles of a row + those of a column, and V = the tiles of value channels 
 128 in bfloat16), whose blocks repeat the products of query and key, the attention reads query and key V S times and
 value S times. A row of 72 pixels has two tiles, a column of two pixels one: S = 3 here, as on any map of up to 128 x 64.
 On a GPU the repeats come from the L2 cache, which holds the maps of a sample.
+
+The forward of the attention in 16 bits takes a block to a whole line of up to 128 pixels instead, which is read once for
+every 128 or 256 value channels: twice here, in the column pass and the row pass.
 
 Maps are read 16 bytes at a time. Results leave the registers of a matrix product as these lie there: 4 bytes at a time,
 of a pixel a sector in float32, half of one in 16 bits. Rows of an affinity have H + W - 1 entries and are not aligned:

@@ -1,4 +1,4 @@
-"""Traffic of squeeze_excite: both paths and layouts, forward and backward, planes that end on 128-bit boundaries."""
+"""Traffic of squeeze_excite: both layouts, forward and backward, planes that end on 128-bit boundaries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 import attnkernels
 from tools.budgets.traffic import TrafficCase
 
-# Few multiprocessors: blocks of the size that a large batch has on an H100.
+# Few multiprocessors: blocks of the size that a large batch has.
 PATHS = {
-    "two passes": {"major": 8, "minor": 0, "multiprocessors": 4},
-    "single pass": {"multiprocessors": 16},
+    "plain launches": {"major": 8, "minor": 0, "multiprocessors": 4},
+    "overlapped launches": {"multiprocessors": 4},
 }
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 SHAPE, HIDDEN = (2, 64, 16, 16), 8
