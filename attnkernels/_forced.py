@@ -22,6 +22,7 @@ _NAME = "_attnkernels_backend"  # on a checkpoint's frame, which lives as long a
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
+_graph_task = torch._C._current_graph_task_id
 
 
 class Forced(str):
@@ -84,6 +85,11 @@ def _checkpoints() -> list[tuple[object, bool]]:
                 found.append((frame, recomputes))
                 break
     return found
+
+
+def is_simple() -> bool:
+    """Whether what `use_backend` asks for is all that counts where autograd records: no backward, no checkpoint."""
+    return _graph_task() == -1 and _top_hooks(True) is None
 
 
 def of_call() -> str:

@@ -29,6 +29,7 @@ from ._messages import not_among
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
+FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
 PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
 transforms_active = torch._C._are_functorch_transforms_active
@@ -189,6 +190,11 @@ def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
     return "reference"
 
 
+def gpu_walls(x: Tensor) -> tuple[str, ...]:
+    """The order in which `auto` prefers the walls of a GPU, where an op does not say otherwise of its `x`."""
+    return GPU_WALLS
+
+
 forced = _forced.current  # what use_backend asks for here; "" for nothing
 
 
@@ -215,7 +221,7 @@ def choose(
     *,
     only_formula: str = "",
     when_compiled: str = "",
-    on_gpu: tuple[str, ...] = GPU_WALLS,
+    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_walls,
 ) -> str:
     """The backend for a call of `op` made with `backend=`: the one place that decides.
 
@@ -226,7 +232,7 @@ def choose(
         tensors: the other tensors of the call.
         only_formula: under which condition, met by this call, nothing but the formula computes it ("where ...").
         when_compiled: why `auto` takes the formula under torch.compile; empty where it does not.
-        on_gpu: the order in which `auto` prefers the backends of a GPU.
+        on_gpu: the order in which `auto` prefers the backends of a GPU, by x.
 
     Raises:
         ValueError: a backend was asked for by name and cannot take this call.
@@ -251,7 +257,7 @@ def choose(
     elif x.is_cpu and _load.is_loaded("cpu"):  # as best_wall, which would make a device of x first
         chosen, reason = "cpu", "best on cpu"
     else:
-        chosen, reason = best_wall(x.device, on_gpu), ""
+        chosen, reason = best_wall(x.device, on_gpu(x)), ""
     if backend.__class__ is _Question:
         kind = x.device.type
         raise _Answer(
@@ -288,24 +294,56 @@ def needs_formula(*tensors: Tensor | None) -> str:
     return ""
 
 
-def takes_cpu_kernels(op: str, x: Any, backend: str) -> bool:
-    """Whether a call of `op` on `x` with `backend=` may go straight to the CPU kernels: nothing is recorded or cast.
+# Names of this module: the lookups are on the way of every call.
+_TENSORS = frozenset((Tensor, nn.Parameter))
+_grad_enabled = torch.is_grad_enabled
+_compiling = torch.compiler.is_compiling
+_autocasting = torch._C._is_any_autocast_enabled
 
-    Between the layers of a model Python is cold, and checking every argument takes longer than a small op. An operator
-    that checks as the public function does may be called at once; the checks in Python say afterwards why it refused.
+
+def plain_wall(
+    x: Any,
+    backend: str,
+    tensors: Iterable[Any] = (),
+    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_walls,
+) -> str:
+    """The wall of kernels for a call that nothing is special about; empty where each argument is to be considered.
+
+    Checking everything one after the other takes longer than a small op. Where this function names a wall, `choose`
+    would name the same; what is left to do is to check dtypes, devices and shapes, which an operator may do itself:
+    then it is called at once, and the checks in Python say afterwards why it refused.
+
+    Args:
+        x: the tensor whose device decides, if it is one.
+        backend: as in `choose`.
+        tensors: all tensors of the call, if they are.
+        on_gpu: as in `choose`.
     """
-    return (
-        x.__class__ is Tensor
-        and not torch.is_grad_enabled()
-        and x.is_cpu
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_any_autocast_enabled()
-        and not transforms_active()
-        and forward_ad._current_level < 0
-        and backend.__class__ is str  # nor is it a question
-        and (forced() or _environment if backend == "auto" else backend) in ("auto", "cpu")
-        and _load.is_loaded("cpu")
-    )
+    if (
+        _compiling()
+        or x.__class__ not in _TENSORS
+        or x.dtype not in FLOATING
+        or _autocasting()
+        or transforms_active()
+        or forward_ad._current_level >= 0
+        or backend.__class__ is not str  # a question, or an error
+    ):
+        return ""
+    for tensor in tensors:
+        if tensor.__class__ not in _TENSORS and tensor is not None:
+            return ""
+    if backend == "auto":
+        if _grad_enabled() and not _forced.is_simple():
+            return ""
+        backend = forced() or _environment
+        if backend == "auto":
+            if x.is_cpu:
+                return "cpu" if _load.is_loaded("cpu") else ""
+            backend = best_wall(x.device, on_gpu(x)) if x.is_cuda else "reference"
+            return "" if backend == "reference" else backend
+    if (backend not in BACKENDS and backend not in _HIDDEN) or unavailable(backend, x.device):
+        return ""
+    return "" if backend == "reference" else backend
 
 
 def available_backends(op: str | None = None) -> tuple[str, ...]:

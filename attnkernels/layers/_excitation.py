@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops._registry import overload
-from ..ops.squeeze_excite.contract import ACTIVATION, GATE
+from ..ops.squeeze_excite.checks import check
+from ..ops.squeeze_excite.contract import ACTIVATION, GATE, run
 from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ._guard import cache, match
 
 OP = "squeeze_excite"
-_operator = overload("cpu", OP)
 
 
 class Excitation(NamedTuple):
@@ -104,21 +103,24 @@ def _not_bare(name: str, child: nn.Module | None, expected: str) -> str:
 
 
 def excited(module: nn.Module, x: Tensor) -> Tensor | None:
-    """The operator on x by the module's guard; None where this call has to be considered by name."""
-    guard = match(module, x)
-    if guard is None:
+    """The op on x by the module's guard; None where this call has to be considered by name."""
+    found = match(module, x)
+    if found is None:
         return None
+    guard, wall = found
     try:
-        return _operator(x, *guard.tensors(), *guard.arguments)[0]
-    except (RuntimeError, LookupError):
-        return None  # the operator checks as the function does, which will say what is wrong, or do without
+        tensors = (x, *guard.tensors(), None)
+        if wall != "cpu":  # whose operator checks as the function does
+            check(*tensors[:5], *guard.arguments[:2], None, None)
+        return run(wall, tensors, *guard.arguments)
+    except (RuntimeError, LookupError, TypeError, ValueError):
+        return None  # considered by name, the call says what is wrong, or does without
 
 
 def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> bool:
     """Let the next calls of the module go by what was found in this one on `x`; False where they may not."""
-    if not backends.takes_cpu_kernels(OP, x, backend):
+    if not backends.plain_wall(x, backend):
         return False
-    no_residual, no_output_activation = None, 0
-    arguments = (no_residual, *found.codes(), no_output_activation)
+    arguments = (found.activation, found.gate, None)
     methods = found.methods_of(module)
-    return cache(module, module._modules.values(), found.tensors(), methods, found.own, arguments) is not None
+    return cache(module, module._modules.values(), found.tensors(), methods, found.own, arguments, backend) is not None

@@ -88,11 +88,14 @@ def has_its(method: str, cls: type) -> bool:
     owner = method_owner(method, cls)
     if namespace.get("__name__") != owner.__module__ or function.__qualname__ != f"{owner.__qualname__}.{method}":
         return False
-    # Classes that live as long as the process are remembered; those that are made on the way, as by parametrisations,
-    # are not to be kept alive.
-    if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
+    if lives_as_long_as_the_process(cls):
         known[cls] = function
     return True
+
+
+def lives_as_long_as_the_process(cls: type) -> bool:
+    """Whether a class may be remembered; those that are made on the way, as by parametrisations, must not."""
+    return getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
 
 
 NOT_BARE = "carries hooks or a forward of its own, which a fused call would pass by"

@@ -2,9 +2,9 @@
 
 A fused call passes modules by, so whatever hangs on their calls has to be noticed: hooks, other children, another
 class, another forward. Finding it out name by name takes 5 us of Python in a loop and 60 between two convolutions,
-which leave little of the interpreter in the caches: then a small model has gained nothing. In inference on a CPU a
-module therefore caches a guard, and each call only asks whether the guard still holds. Where it does not, or anything
-else is unusual, the call is considered name by name, and what is found then is cached.
+which leave little of the interpreter in the caches: then a small model has gained nothing, on a CPU nor on a GPU that
+waits for its next kernel. A module therefore caches a guard, and each call only asks whether the guard still holds.
+Where it does not, or anything else is unusual, the call is considered name by name, and what is found then is cached.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
-from ..backends import transforms_active
 from ._fusing import GLOBAL_HOOKS
 
 NAME = "_attnkernels_guard"
+PART = "_attnkernels_part"  # where a module has a second guard, of a smaller part that an op stands for in other calls
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 # Names of this module: each lookup in another one is two or three cache lines more.
 _grad_enabled = torch.is_grad_enabled
 _tracing_state = torch._C._get_tracing_state
-_autocast_enabled = torch._C._is_any_autocast_enabled
-_forced_backend = backends.forced
+_plain_wall = backends.plain_wall
 
 
 class Guard:
@@ -39,11 +37,12 @@ class Guard:
 
     Attributes:
         arguments: what the op is called with after the tensors.
+        backend: what the op's own argument would be.
         extra: whatever else the module's forward wants to have at hand.
     """
 
     __slots__ = (
-        "arguments", "children", "extra", "forced", "forwards", "holders", "modules", "names", "own", "passed",
+        "arguments", "backend", "children", "extra", "forwards", "holders", "modules", "names", "own", "passed",
         "settings", "types",
     )  # fmt: skip
 
@@ -55,6 +54,7 @@ class Guard:
         settings: Iterable[tuple[Mapping[str, Any], str]],
         own: Iterable[str],
         arguments: tuple,
+        backend: str,
         extra: Any = None,
     ):
         """Take down how things are.
@@ -66,6 +66,7 @@ class Guard:
             settings: entries of other modules' and classes' dictionaries that have to stay as they are, or absent.
             own: names of the module's own attributes of which the same is true.
             arguments: as above.
+            backend: as above.
             extra: as above.
 
         Raises:
@@ -84,8 +85,8 @@ class Guard:
         self.types = tuple(map(type, map(getitem, self.holders, self.names)))
         if not _PLAIN.issuperset(self.types):
             raise LookupError(f"expected plain tensors, got {self.types}")
-        self.forced = _forced_backend()
         self.arguments = arguments
+        self.backend = backend
         self.extra = extra
 
     def __reduce__(self) -> tuple:
@@ -93,12 +94,14 @@ class Guard:
         # saved loads with weights_only=True and where this library is not installed.
         return set, ()
 
-    def holds(self, state: dict[str, Any]) -> bool:
-        """Whether everything is as it was; `state` is the `__dict__` of the module that is called."""
+    def holds(self, state: dict[str, Any], recorded: bool) -> bool:
+        """Whether everything is as it was; `state` is the `__dict__` of the module that is called.
+
+        Hooks of the backward run only where autograd may record, which is `recorded`.
+        """
         for modules, children in self.children:
             if tuple(modules.values()) != children:
                 return False
-        # Of the hooks of other kinds, none runs where nothing is recorded.
         for child, cls, child_state in self.passed:
             if (
                 child_state["_forward_hooks"]
@@ -106,6 +109,7 @@ class Guard:
                 or type(child) is not cls
                 or "forward" in child_state
                 or "_conv_forward" in child_state
+                or (recorded and (child_state["_backward_hooks"] or child_state["_backward_pre_hooks"]))
             ):
                 return False
         for cls, forward in self.forwards:
@@ -131,36 +135,33 @@ class Guard:
         return found
 
 
-def match(module: nn.Module, x: Any) -> Guard | None:
-    """The module's guard, where it holds for this call on `x`; None where the call has to be considered by name."""
+def match(module: nn.Module, x: Any, name: str = NAME) -> tuple[Guard, str] | None:
+    """The module's guard and the wall of kernels, where it holds for this call on `x`; None where it does not.
+
+    Such a call has to be considered by name.
+    """
     if is_dynamo_compiling():  # the compiler takes it for the constant True and never sees the rest
         return None
     state = module.__dict__
-    guard = state.get(NAME)
+    guard = state.get(name)
     if (
         not guard
-        or x.__class__ is not Tensor
-        or _grad_enabled()
-        or not x.is_cpu
         or guard.modules is not state["_modules"]
         or _tracing_state() is not None
-        or _autocast_enabled()
-        or transforms_active()
-        or forward_ad._current_level >= 0
         or any(GLOBAL_HOOKS)
-        or _forced_backend() != guard.forced
+        or not (wall := _plain_wall(x, guard.backend))
     ):
         return None
-    if guard.holds(state):
-        return guard
+    if guard.holds(state, _grad_enabled()):
+        return guard, wall
     invalidate(module)  # it would keep alive what was replaced
     return None
 
 
-def cache(module: nn.Module, *arguments: Any) -> Guard | None:
+def cache(module: nn.Module, *arguments: Any, name: str = NAME) -> Guard | None:
     """Let the module's next calls go by a guard made now, of these arguments of Guard; None where it cannot be made."""
     try:
-        guard = module.__dict__[NAME] = Guard(module, *arguments)
+        guard = module.__dict__[name] = Guard(module, *arguments)
     except LookupError:
         return None
     return guard
@@ -169,3 +170,4 @@ def cache(module: nn.Module, *arguments: Any) -> Guard | None:
 def invalidate(module: nn.Module) -> None:
     """Let the module's next call be considered by name."""
     module.__dict__.pop(NAME, None)
+    module.__dict__.pop(PART, None)

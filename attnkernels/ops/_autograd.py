@@ -19,7 +19,7 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record a call on these tensors."""
-    if not torch.is_grad_enabled():
+    if not _grad_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110  (any() with a generator costs twice as much, on every call)
         if tensor is not None and tensor.requires_grad:
@@ -83,9 +83,13 @@ class Unsaved:
 
     def __init__(self, *tensors: Tensor | None) -> None:
         self.tensors = tensors
+        self.versions: tuple[int | None, ...]
         if is_dynamo_compiling():  # compiled graphs have no versions, and no second derivatives
-            self.versions: tuple[int | None, ...] = (None,) * len(tensors)
-        else:
+            self.versions = (None,) * len(tensors)
+            return
+        try:
+            self.versions = tuple([None if x is None else x._version for x in tensors])
+        except RuntimeError:  # those of inference mode have none
             self.versions = tuple([None if x is None or x.is_inference() else x._version for x in tensors])
 
     def unchanged(self, op: str, *names: str) -> tuple[Tensor | None, ...]:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .._messages import not_among, one_of, shown
-
-FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+from ..backends import FLOATING
 
 
 def fail(op: str, argument: str, expected: str, got: str, kind: type[Exception] = ValueError) -> None:

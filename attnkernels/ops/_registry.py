@@ -10,7 +10,9 @@ One schema serves every wall. It is defined in three namespaces:
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,19 +39,41 @@ def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> Non
     Args:
         name: the operator's name, without namespace.
         schema: argument list and result, as in `torch.library.define`.
-        fake: shape function, the same for every wall.
+        fake: shape function, the same for every wall; it need not look at the devices.
         triton: "module:function" of the Triton launcher, imported at its first call.
     """
+    first = re.match(r"\(Tensor(?:\[\])? (\w+)", schema)[1]
+
+    @functools.wraps(fake)
+    def on_one_device(*arguments: Any) -> Any:
+        check_devices(name, first, *arguments)
+        return fake(*arguments)
+
     for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, fake)
+        torch.library.register_fake(qualified, on_one_device)
     launcher = _imported_at_first_call(triton)
     torch.library.impl(f"attnkernels_triton::{name}", "CUDA", launcher)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{name}", "CUDA"):
         torch.library.impl(f"attnkernels::{name}", "CUDA", launcher)
     for wall, namespace in _NAMESPACE.items():
         _overloads[wall, name] = getattr(getattr(torch.ops, namespace), name).default
+
+
+def check_devices(name: str, first: str, *arguments: Any) -> None:
+    """Raise where only some tensors of an operator's call are on "meta": that one would take the whole call there.
+
+    Args:
+        name: the operator's.
+        first: the name of its first argument.
+        arguments: all of them.
+    """
+    listed = (value if isinstance(value, list | tuple) else (value,) for value in arguments)
+    devices = [value.device for values in listed for value in values if isinstance(value, torch.Tensor)]
+    for device in devices[1:]:
+        if device != devices[0]:
+            raise RuntimeError(f"{name}: expected all tensors on {devices[0]}, as {first}, got one on {device}")
 
 
 def _imported_at_first_call(path: str) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from types import CodeType
 
 from torch import nn
 
-from ..layers._fusing import qualified_name
+from ..layers._fusing import lives_as_long_as_the_process, qualified_name
 from ._dispatch import Serve, is_wrapped_by_others, original_forward, takes_one_input
 
 
@@ -79,6 +79,20 @@ def _code_fingerprint(code: CodeType) -> str:
 def fingerprint(cls: type, methods: tuple[str, ...] = ("forward",)) -> str:
     """The fingerprint of a class's methods without dispatchers; a part is empty where the source cannot be read."""
     return " ".join(source_fingerprint(original_forward(getattr(cls, method))) for method in methods)
+
+
+_recognised: dict[tuple[type, str], Callable] = {}
+
+
+def is_original(cls: type, name: str, fingerprints: frozenset[str]) -> bool:
+    """Whether a class has this qualified name and a forward of one of these fingerprints."""
+    if _recognised.get((cls, name)) is cls.forward:
+        return True
+    if qualified_name(cls) != name or fingerprint(cls) not in fingerprints:
+        return False
+    if lives_as_long_as_the_process(cls):
+        _recognised[cls, name] = cls.forward
+    return True
 
 
 def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | None, str]:

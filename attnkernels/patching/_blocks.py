@@ -136,10 +136,20 @@ def match(
         output_activation: what the operator does last.
         watched: finds the block's modules that must not be in training mode, as the normalisation.
     """
-    guard = _guard.match(block, x)
-    if guard is None:
+    if torch.is_grad_enabled() or not _is_on_cpu(x):
+        return None
+    found = _guard.match(block, x)
+    if found is None:
         guard = _cache(block, x, pattern_of, output_activation, watched(block))
+    else:
+        guard, wall = found
+        if wall != "cpu":
+            return None
     return None if guard is None or dispatch_modes() or function_modes() else guard
+
+
+def _is_on_cpu(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_cpu
 
 
 def _cache(
@@ -148,7 +158,7 @@ def _cache(
     if left_to_pytorch(x):
         return None
     backend = backend_of(block)
-    if not backends.takes_cpu_kernels(OP, x, backend):
+    if backends.plain_wall(x, backend) != "cpu":
         return None
     counts, found = counts_of_new(), pattern_of(block)
     if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
@@ -172,6 +182,7 @@ def _cache(
         ],
         (),
         (norm.eps, *codes),
+        backend,
         found._replace(counts=counts),
     )
     keep_only_if_patched(block, backend)

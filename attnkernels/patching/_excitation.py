@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from .. import backends
 from ..layers._excitation import OP, Excitation, cache_excitation, excited
 from ..layers._fusing import are_ordinary, is_bare, left_to_pytorch, qualified_name
-from ..layers._guard import invalidate
+from ..layers._guard import PART, cache, invalidate, match
 from ..ops import squeeze_excite
 from ._adapter import Adapter
 from ._availability import is_unserved
@@ -68,13 +69,51 @@ def excitation_adapter(
     )
 
 
-def fusable(module: nn.Module, x: Tensor, arguments: Arguments) -> Excitation | None:
-    """The op's arguments where this call of the module may be fused; None where the original forward has to run."""
-    if left_to_pytorch(x) or x.dim() != 4 or is_unserved(x, backend_of(module)):
+def fusable(
+    module: nn.Module, x: Tensor, arguments: Arguments, passed: Callable[[nn.Module], Sequence[nn.Module]] | None = None
+) -> Excitation | None:
+    """The op's arguments where this call of the module may be fused; None where the original forward has to run.
+
+    Args:
+        module: the patched module.
+        x: its input.
+        arguments: as in Adapter.
+        passed: finds the modules in it whose calls the op stands for, first the excitation; None where the module is
+            the excitation.
+    """
+    known = match(module, x, PART)
+    if known is not None and x.dim() == 4:
+        guard, _ = known
+        try:
+            weights = guard.tensors()
+        except LookupError:
+            pass
+        else:
+            if are_ordinary(*weights):  # a layout may have changed
+                return guard.extra._replace(weights=weights)
+    backend = backend_of(module)
+    if left_to_pytorch(x) or x.dim() != 4 or is_unserved(x, backend):
         return None
     found = arguments(module)
     if found.__class__ is str or not are_ordinary(*found.weights):
         return None
+    if backends.plain_wall(x, backend):
+        around = () if passed is None else passed(module)
+        excitation = around[0] if around else module
+        # A guard must not refer to the `__dict__` of the module that has it.
+        settings = [(excitation.__dict__, name) for name in (FLAG, *found.own)] if around else []
+        cache(
+            module,
+            [*around, *excitation._modules.values()],
+            found.tensors(),
+            [*settings, *found.methods_of(excitation)],
+            () if around else found.own,
+            (),
+            backend,
+            found,
+            name=PART,
+        )
+        keep_only_if_patched(module, backend)
     return found
 
 

@@ -45,6 +45,9 @@ def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str
             return f"its drop_path is a {qualified_name(drop_path.__class__)}, the excitation alone is replaced"
         return excitation_inside(block, se)
 
+    def passed(block: nn.Module) -> tuple[nn.Module, ...]:
+        return block._modules[se], block._modules[act], *_drop_path(block)
+
     def pattern_of(block: nn.Module) -> Pattern | str:
         obstacle = arguments(block)
         if isinstance(obstacle, str):
@@ -64,7 +67,7 @@ def _residual_block(original: str, forward_fingerprint: str, trunk: str, se: str
             rest = guard.extra.fused
             branch, is_ours = to_convolution(guard.extra, x)
         else:
-            found = fusable(self, x, arguments)
+            found = fusable(self, x, arguments, passed)
             if found is None or not is_served(children[se]) or _drops(children.get("drop_path")):
                 return original(self, x)
             rest = [children[se]]

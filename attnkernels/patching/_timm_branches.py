@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import NOT_BARE, is_bare, left_to_pytorch, qualified_name
+from ..layers._fusing import NOT_BARE, is_bare, left_to_pytorch
 from ..ops import selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
-from ._adapter import Adapter, fingerprint
+from ._adapter import Adapter, is_original
 from ._availability import is_unserved
 from ._dispatch import backend_of
 
@@ -26,7 +26,7 @@ _RADIX_SOFTMAX_FORWARDS = frozenset({"bb22ba58254fb17c"})
 
 def _replaceable(name: str, child: nn.Module | None, original: str, forwards: frozenset[str]) -> str:
     """Why the op cannot run in place of a child's own forward; empty where it can."""
-    if child is None or qualified_name(child.__class__) != original or fingerprint(child.__class__) not in forwards:
+    if child is None or not is_original(child.__class__, original, forwards):
         return f"its {name} is not the {original} this was written for"
     if not is_bare(child):
         return f"its {name} {NOT_BARE}"

@@ -65,17 +65,36 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(attnkernels::contiguous(*x)) : std::nullopt;
 }
 
-// An uninitialised tensor on the device of `like`; NaN under emulation, so that what is read before it is written
-// shows.
-inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
-                       bool channels_last = false) {
-  Tensor result =
-      torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
-                           channels_last ? std::optional(torch::headeronly::MemoryFormat::ChannelsLast) : std::nullopt);
+// An uninitialised tensor by the C shim: 0.8 us less than torch::stable::empty, which looks an operator up by its name.
+// A small call allocates two to seven. NaN under emulation, so that what is read before it is written shows.
+inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, int32_t device_type,
+                       int32_t device_index, bool channels_last) {
+  const int64_t rank = shape.size();
+  STD_TORCH_CHECK(channels_last ? rank == 4 : rank <= 8, "allocate: expected 4 axes, or at most 8 when contiguous");
+  int64_t strides[8], expected = 1;
+  for (int64_t i = 0; i < rank; ++i) {
+    constexpr int64_t kChannelsLast[] = {1, 3, 2, 0};
+    const int64_t axis = channels_last ? kChannelsLast[i] : rank - 1 - i;
+    strides[axis] = expected;
+    expected *= std::max<int64_t>(shape[axis], 1);
+  }
+  AtenTensorHandle handle;
+  check_call(
+      aoti_torch_empty_strided(rank, shape.data(), strides, int32_t(dtype), device_type, device_index, &handle),
+      "aoti_torch_empty_strided");
+  Tensor result(handle);
 #ifdef ATTNKERNELS_EMULATED
   torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN());
 #endif
   return result;
+}
+
+// The same on the device of `like`.
+inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype, const Tensor& like,
+                       bool channels_last = false) {
+  int32_t device_type;
+  check_call(aoti_torch_get_device_type(like.get(), &device_type), "aoti_torch_get_device_type");
+  return allocate(shape, dtype, device_type, like.get_device_index(), channels_last);
 }
 
 // The dtype in which sums are held: double for double, float for everything else.

@@ -1,4 +1,4 @@
-"""In inference on a CPU: what makes a module consider its children by name again."""
+"""What makes a module consider its children by name again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchvision.ops.misc import SqueezeExcitation
 import attnkernels
 from attnkernels.layers import _guard
 
-from .blocks import BLOCK, MODULE, hook, made, run
+from .blocks import BLOCK, MODULE, hook, made, operators, run
 from .test_integrations import _replicate
 
 pytestmark = pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
@@ -159,7 +159,7 @@ def test_changes_are_noticed(change, calls_before, x):
     attnkernels.patch(block)
     for _ in range(calls_before):
         run(block, x)
-    apply, operators = CHANGES[change]
+    apply, expected_operators = CHANGES[change]
     with torch.no_grad():
         apply(block)
     unpatched = attnkernels.unpatch(copy.deepcopy(block))
@@ -167,7 +167,7 @@ def test_changes_are_noticed(change, calls_before, x):
         expected = run(unpatched, x)[0]
         y, seen = run(block, x)
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
-        assert seen == operators
+        assert seen == expected_operators
 
 
 @pytest.mark.parametrize("change", ["gate", "hook", "maxpool", "weight", "bias", "kernel"])
@@ -189,10 +189,10 @@ def test_changes_of_a_module_alone_are_noticed(change, x):
         value = getattr(module.fc1, change).detach() + 1
         delattr(module.fc1, change)
         setattr(module.fc1, change, value)  # no parameter any more
-    y, operators = run(module, x)
+    y, ran = run(module, x)
     assert change != "hook" or len(seen) == 1
     torch.testing.assert_close(y, attnkernels.unpatch(module)(x), rtol=1e-6, atol=1e-7)
-    assert operators == ([] if change in ("hook", "maxpool", "kernel") else [MODULE])
+    assert ran == ([] if change in ("hook", "maxpool", "kernel") else [MODULE])
 
 
 def test_the_state_of_the_process_is_noticed(x):
@@ -282,10 +282,10 @@ def test_an_excitation_unpatched_or_excluded_is_not_passed_by(x):
 
 def test_another_backend_is_taken_at_once(x):
     block = made("torchvision MBConv")
-    for backend, operators in (("cpu", [BLOCK]), ("reference", []), ("auto", [BLOCK])):
+    for backend, expected in (("cpu", [BLOCK]), ("reference", []), ("auto", [BLOCK])):
         attnkernels.patch(block, backend=backend)
-        assert run(block, x)[1] == operators
-        assert run(block, x)[1] == operators
+        assert run(block, x)[1] == expected
+        assert run(block, x)[1] == expected
 
 
 @pytest.mark.parametrize("what", ["x", "weight", "meta weight", "meta bias", "norm"])
@@ -325,7 +325,8 @@ def test_bad_input_is_named_after_a_call(what, x):
 def test_plain_modules_cache_no_guard_where_none_serves(x):
     module = SqueezeExcitation(16, 4).double()
     attnkernels.patch(module)
-    module(x)
+    with attnkernels.use_backend("reference"):
+        module(x)
     assert _guard.NAME not in module.__dict__
     with torch.no_grad():
         torch.testing.assert_close(module(x[0]), attnkernels.unpatch(copy.deepcopy(module))(x[0]))  # [C, H, W]
@@ -334,3 +335,107 @@ def test_plain_modules_cache_no_guard_where_none_serves(x):
     assert _guard.NAME in module.__dict__
     with torch.no_grad():
         torch.testing.assert_close(module(x[0]), attnkernels.unpatch(copy.deepcopy(module))(x[0]))
+
+
+# What is done to a recorded residual block between calls, and whether the op still stands for a part of it.
+RECORDED_CHANGES = {
+    "nothing": (lambda b: None, True),
+    "hook on a layer": (lambda b: hook(b.se.fc1), False),
+    "pre-hook on the gate": (lambda b: b.se.gate.register_forward_pre_hook(lambda *_: None), False),
+    "backward hook on a layer": (lambda b: b.se.fc2.register_full_backward_hook(lambda *_: None), False),
+    "backward pre-hook on a layer": (lambda b: b.se.fc2.register_full_backward_pre_hook(lambda *_: None), False),
+    "hook on the excitation": (lambda b: hook(b.se), True),
+    "hook on the last activation": (lambda b: hook(b.act2), True),
+    "forward of a layer": (lambda b: _forward_of_its_own(b.se.fc1), False),
+    "kernel of a layer": (lambda b: setattr(b.se.fc2, "_conv_forward", _doubled(b.se.fc2)), False),
+    "another gate": (lambda b: setattr(b.se, "gate", nn.Hardsigmoid()), True),
+    "another layer": (lambda b: setattr(b.se, "fc2", nn.Sequential(b.se.fc2, nn.Tanh())), False),
+    "another last activation": (lambda b: setattr(b, "act2", nn.SiLU()), True),
+    "no excitation": (lambda b: setattr(b, "se", nn.Identity()), False),
+    "maxpool": (lambda b: setattr(b.se, "add_maxpool", True), False),
+    "a new parameter": (lambda b: setattr(b.se.fc1, "weight", nn.Parameter(2 * b.se.fc1.weight.detach())), True),
+    "no parameter any more": (lambda b: _plain_weight(b.se.fc1), True),
+    "parametrized": (lambda b: parametrize.register_parametrization(b.se.fc1, "weight", Doubled()), False),
+    "pruned": (lambda b: prune.l1_unstructured(b.se.fc2, "weight", 0.5), False),
+    "unpatched": (lambda b: attnkernels.unpatch(b), False),
+    "excitation unpatched": (lambda b: attnkernels.unpatch(b.se), False),
+    "drops": (lambda b: setattr(b.drop_path, "drop_prob", 1.0), True),
+}
+
+
+def _plain_weight(layer: nn.Conv2d) -> None:
+    value = 2 * layer.weight.detach()
+    del layer.weight
+    layer.weight = value
+
+
+def _recorded(block: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], list[str]]:
+    """A block's result and gradients, and the operators that ran in the forward."""
+    x = x.clone().requires_grad_()
+    with operators() as seen:
+        y = block(x)
+    wanted = [x, *block.parameters()]
+    return [y.detach(), *torch.autograd.grad((y * y.cos()).sum(), wanted, allow_unused=True)], seen
+
+
+@pytest.mark.parametrize("calls_before", [0, 1, 2])
+@pytest.mark.parametrize("change", RECORDED_CHANGES)
+def test_changes_are_noticed_where_autograd_records(change, calls_before, x):
+    torch.manual_seed(0)
+    block = timm.models.resnet.BasicBlock(16, 16, attn_layer="se", drop_path=timm.layers.DropPath(0.0)).double()
+    block.bn1.momentum = block.bn2.momentum = 0.0
+    attnkernels.patch(block)
+    for _ in range(calls_before):
+        _recorded(block, x)
+    assert (_guard.PART in block.__dict__) == (calls_before > 0)
+    apply, fused = RECORDED_CHANGES[change]
+    with torch.no_grad():
+        apply(block)
+    unpatched = attnkernels.unpatch(copy.deepcopy(block))
+    for _ in range(2):
+        expected, _ = _recorded(unpatched, x)
+        found, seen = _recorded(block, x)
+        for value, other in zip(found, expected, strict=True):
+            assert (value is None) == (other is None)
+            if value is not None:
+                torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-7)
+        assert (MODULE in seen) == fused
+
+
+def test_a_block_keeps_guards_of_training_and_inference(x):
+    block = made("resnet basic")
+    attnkernels.patch(block)
+    for _ in range(2):
+        assert MODULE in _recorded(block, x)[1]
+        assert run(block, x)[1] == [BLOCK]
+    kept = {name: block.__dict__[name] for name in (_guard.NAME, _guard.PART)}
+    _recorded(block, x)
+    run(block, x)
+    assert all(block.__dict__[name] is guard for name, guard in kept.items())
+    attnkernels.unpatch(block)
+    assert not {_guard.NAME, _guard.PART}.intersection(block.__dict__)
+
+
+def test_a_recorded_layer_goes_by_its_guard(x, monkeypatch):
+    layer = attnkernels.layers.SqueezeExcite(16, rd_channels=4).double()
+    expected, _ = _recorded(layer, x)
+    monkeypatch.setattr("attnkernels.layers.squeeze_excite.excitation", None)  # not asked again
+    monkeypatch.setattr("attnkernels.layers.squeeze_excite.squeeze_excite", None)
+    found, seen = _recorded(layer, x)
+    assert seen == [MODULE]
+    assert all(map(torch.equal, found, expected))
+    layer.fc1.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    monkeypatch.undo()
+    assert _recorded(layer, x)[1] == []
+
+
+def test_bad_input_of_a_recorded_layer_is_named_after_a_call(x):
+    layer = attnkernels.layers.SqueezeExcite(16, rd_channels=4).double()
+    layer(x)
+    for bad, error, message in (
+        (x.float(), TypeError, "SqueezeExcite: x: expected dtype torch.float64 as the weights, got torch.float32"),
+        (x[0], ValueError, r"SqueezeExcite: x: expected a tensor \[N, 16, H, W\], got \[16, 9, 7\]"),
+        (None, TypeError, "SqueezeExcite: x: expected a tensor, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            layer(bad)

@@ -8,10 +8,10 @@ from torch.overrides import handle_torch_function
 
 from ... import backends
 from .._autocast import autocasts
-from .._autograd import distinct, needs_grad
-from .._registry import overload
 from . import contract, reference
 from .checks import AFFINITY, AGGREGATE, ATTENTION, check_affinity, check_aggregate, check_attention
+
+_CHECKING = ("cpu", "cuda", "emulated")  # the walls whose operators check all that the functions do
 
 
 def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -> Tensor:
@@ -30,16 +30,21 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if wall := backends.plain_wall(query, backend, (query, key), _on_gpu):
+        try:
+            if wall not in _CHECKING:
+                check_affinity(query, key)
+            return contract.run_affinity(wall, query, key)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
     if backends.overridden((query, key)):
         return handle_torch_function(criss_cross_affinity, (query, key), query, key, backend=backend)
     query, key = _autocast(query, key)
     check_affinity(query, key)
-    wall = backends.choose(AFFINITY, query, backend, (key,), on_gpu=_on_gpu(query))
+    wall = backends.choose(AFFINITY, query, backend, (key,), on_gpu=_on_gpu)
     if wall == "reference":
         return reference.affinities(query, key)
-    if needs_grad(query, key):
-        return contract.AffinityFunction.apply(*distinct(query, key), wall)
-    return overload(wall, AFFINITY)(query, key)
+    return contract.run_affinity(wall, query, key)
 
 
 def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -57,16 +62,21 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if wall := backends.plain_wall(value, backend, (affinity, value), _on_gpu):
+        try:
+            if wall not in _CHECKING:
+                check_aggregate(affinity, value)
+            return contract.run_aggregate(wall, affinity, value)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
     if backends.overridden((affinity, value)):
         return handle_torch_function(criss_cross_aggregate, (affinity, value), affinity, value, backend=backend)
     affinity, value = _autocast(affinity, value)
     check_aggregate(affinity, value)
-    wall = backends.choose(AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu(value))
+    wall = backends.choose(AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu)
     if wall == "reference":
         return reference.aggregated(affinity, value)
-    if needs_grad(affinity, value):
-        return contract.AggregateFunction.apply(*distinct(affinity, value), wall)
-    return overload(wall, AGGREGATE)(affinity, value)
+    return contract.run_aggregate(wall, affinity, value)
 
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -90,16 +100,21 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
+    if wall := backends.plain_wall(value, backend, (query, key, value), _on_gpu):
+        try:
+            if wall not in _CHECKING:
+                check_attention(query, key, value)
+            return contract.run_attention(wall, query, key, value)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
     if backends.overridden((query, key, value)):
         return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
     check_attention(query, key, value)
-    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_on_gpu(value))
+    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_on_gpu)
     if wall == "reference":
         return reference.attended(query, key, value)
-    if needs_grad(query, key, value):
-        return contract.AttentionFunction.apply(*distinct(query, key, value), wall)[0]
-    return overload(wall, ATTENTION)(query, key, value)[0]
+    return contract.run_attention(wall, query, key, value)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

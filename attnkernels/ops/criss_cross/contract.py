@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._autograd import differentiates_formula, reference_backward
+from .._autograd import differentiates_formula, distinct, needs_grad, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -162,13 +162,12 @@ class AttentionFunction(torch.autograd.Function):
     def forward(ctx, query, key, value, wall):
         out, log_sum_exp = overload(wall, "criss_cross_attention")(query, key, value)
         ctx.wall = wall
-        ctx.mark_non_differentiable(log_sum_exp)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, key, value, out, log_sum_exp)
-        return out, log_sum_exp
+        return out
 
     @staticmethod
-    def backward(ctx, grad_out, _):
+    def backward(ctx, grad_out):
         if grad_out is None:
             return (None,) * 4
         query, key, value, out, log_sum_exp = ctx.saved_tensors
@@ -179,3 +178,22 @@ class AttentionFunction(torch.autograd.Function):
             grad_out, query, key, value, out, log_sum_exp, needs
         )
         return *_wanted(grads, needs), None
+
+
+def run_affinity(wall: str, query: Tensor, key: Tensor) -> Tensor:
+    """criss_cross_affinity on a wall of kernels, recorded where autograd wants it; so the two below."""
+    if needs_grad(query, key):
+        return AffinityFunction.apply(*distinct(query, key), wall)
+    return overload(wall, "criss_cross_affinity")(query, key)
+
+
+def run_aggregate(wall: str, affinity: Tensor, value: Tensor) -> Tensor:
+    if needs_grad(affinity, value):
+        return AggregateFunction.apply(*distinct(affinity, value), wall)
+    return overload(wall, "criss_cross_aggregate")(affinity, value)
+
+
+def run_attention(wall: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if needs_grad(query, key, value):
+        return AttentionFunction.apply(*distinct(query, key, value), wall)
+    return overload(wall, "criss_cross_attention")(query, key, value)[0]

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import backends
-from .._autograd import distinct, needs_grad
-from .._registry import overload
 from . import contract, reference
-from .checks import ATTENTION_RESULT, check_attention, checked_branches, checked_logits, tensors_of
+from .checks import ATTENTION_RESULT, as_branches, check_attention, checked_branches, checked_logits, tensors_of
 from .contract import listed
 
 
@@ -33,15 +31,19 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
         ValueError: too few or too many branches; their shapes or devices differ; a backend that cannot run here.
     """
     op = "pooled_sum"
+    given = as_branches(branches)
+    if given and (wall := _plain_wall(given, backend)):
+        try:
+            return contract.run_pooled_sum(wall, given)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
     if backends.overridden(tensors := tensors_of(branches)):
         return handle_torch_function(pooled_sum, tensors, branches, backend=backend)
     branches = checked_branches(op, branches)
     wall = _wall(op, branches, backend)
     if wall == "reference":
         return reference.pooled(listed(branches))
-    if needs_grad(*branches):
-        return contract.PooledSumFunction.apply(wall, *distinct(*branches))
-    return overload(wall, op)(listed(branches))
+    return contract.run_pooled_sum(wall, branches)
 
 
 def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
@@ -60,6 +62,12 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
         ValueError: shapes or devices do not match; a backend that cannot run here.
     """
     op = "select_branches"
+    given = as_branches(branches)
+    if given and (wall := _plain_wall(given, backend, logits)):
+        try:
+            return contract.run_select_branches(wall, given, logits)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
     if backends.overridden(tensors := (*tensors_of(branches), logits)):
         return handle_torch_function(select_branches, tensors, branches, logits, backend=backend)
     branches = checked_branches(op, branches)
@@ -67,9 +75,7 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
     wall = _wall(op, branches, backend, logits)
     if wall == "reference":
         return reference.selected(listed(branches), logits)
-    if needs_grad(logits, *branches):
-        return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
-    return overload(wall, op)(listed(branches), logits)[0]
+    return contract.run_select_branches(wall, branches, logits)
 
 
 def selective_kernel(
@@ -91,6 +97,14 @@ def selective_kernel(
     """
     op = "selective_kernel"
     check_attention(op, attention)
+    given = as_branches(branches)
+    if given and (wall := _plain_wall(given, backend)):
+        try:
+            pooled, select = contract.run_open(wall, given)
+        except (RuntimeError, LookupError, TypeError):
+            pass  # wrong arguments: what follows names them
+        else:
+            return select(_logits(given, attention, pooled))
     if backends.overridden(tensors_of(branches)):  # each half goes by the override; `attention` is no argument of one
         return select_branches(branches, attention(pooled_sum(branches, backend=backend)), backend=backend)
     branches = checked_branches(op, branches)
@@ -98,19 +112,18 @@ def selective_kernel(
     if wall == "reference":
         one_by_one = listed(branches)
         return reference.selected(one_by_one, _logits(branches, attention, reference.pooled(one_by_one)))
-    if needs_grad(*branches):
-        branches = distinct(*branches)
-        pooled, *slots = contract.OpenFunction.apply(wall, *branches)
-        logits = _logits(branches, attention, pooled)
-        return contract.CloseFunction.apply(wall, *slots, logits, *branches)[0]
-    logits = _logits(branches, attention, overload(wall, "pooled_sum")(listed(branches)))
-    if needs_grad(logits):
-        return contract.SelectBranchesFunction.apply(wall, *distinct(logits, *branches))[0]
-    return overload(wall, "select_branches")(listed(branches), logits)[0]
+    pooled, select = contract.run_open(wall, branches)
+    return select(_logits(branches, attention, pooled))
 
 
 def _logits(branches: Sequence[Tensor], attention: Callable[[Tensor], Tensor], pooled: Tensor) -> Tensor:
     return checked_logits("selective_kernel", branches, attention(pooled), ATTENTION_RESULT)
+
+
+def _plain_wall(branches: Sequence[Tensor], backend: str, *logits: Tensor) -> str:
+    """As `backends.plain_wall`, for walls whose operators check all that the functions do."""
+    wall = backends.plain_wall(branches[0], backend, (*branches, *logits))
+    return "" if wall == "triton" else wall
 
 
 def _wall(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | None = None) -> str:

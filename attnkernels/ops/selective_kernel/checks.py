@@ -19,6 +19,14 @@ def tensors_of(branches: Sequence[Tensor] | Tensor) -> tuple:
     return tuple(branches) if isinstance(branches, (list, tuple)) else (branches,)
 
 
+def as_branches(branches: Any) -> Sequence[Any]:
+    """What `checked_branches` returns of branches that it may take; empty where it does not, or is to tell."""
+    kind = branches.__class__
+    if kind is list or kind is tuple:
+        return branches if len(branches) > 1 and branches[0].__class__ is Tensor and branches[0].dim() == 4 else ()
+    return (branches,) if kind is Tensor and branches.dim() == 5 and branches.shape[1] > 1 else ()
+
+
 def checked_branches(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     """The branches as the Functions take them: M tensors [N, C, H, W], or one [N, M, C, H, W], in a tuple."""
     if isinstance(branches, Tensor):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .._autograd import Unsaved, differentiates_formula, reference_backward
+from .._autograd import Unsaved, differentiates_formula, distinct, needs_grad, reference_backward
 from .._registry import accumulation_dtype, define, overload
 from . import reference
 
@@ -20,6 +20,8 @@ def is_channels_last(x: Tensor) -> bool:
     Only the inner order counts, so that a view of some channels of a channels_last tensor is channels_last too.
     csrc/selective_kernel/selective_kernel_binding.h has the same rule.
     """
+    if x.is_contiguous():
+        return False
     _, channels, height, width = x.shape
     _, channel_stride, row_stride, column_stride = x.stride()
     if (width == 1 or column_stride == 1) and (height == 1 or row_stride == width):
@@ -128,15 +130,14 @@ class SelectBranchesFunction(torch.autograd.Function):
     def forward(ctx, wall, logits, *branches):
         one_by_one = listed(branches)
         y, weights = overload(wall, "select_branches")(one_by_one, logits)
-        ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
         ctx.wall, ctx.channels_last = wall, is_channels_last(one_by_one[0])
         ctx.logits = Unsaved(logits)
         ctx.save_for_backward(weights, *branches)
-        return y, weights
+        return y
 
     @staticmethod
-    def backward(ctx, grad_y, _):
+    def backward(ctx, grad_y):
         if grad_y is None:
             return (None,) * len(ctx.needs_input_grad)
         weights, *branches = ctx.saved_tensors
@@ -162,8 +163,8 @@ class OpenFunction(torch.autograd.Function):
     after the selection and the attention network have run backward. Left to autograd, each term would be written, read
     again and added. Here the selection writes none: it returns dV as the gradient of `grad_y_slot` and the weights a as
     the "gradient" of `weights_slot`, and this node, which runs last, writes a_m dV + ds / (H W) once.
-    The slots are expanded from one element and are never read: they exist for their gradients. They must reach exactly
-    one CloseFunction, with the same branches; `selective_kernel` sees to that.
+    The slots are never read: they exist for their gradients. They must reach exactly one CloseFunction, with the same
+    branches; `selective_kernel` sees to that.
     """
 
     @staticmethod
@@ -173,9 +174,10 @@ class OpenFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.wall, ctx.shape, ctx.channels_last = wall, branches[0].shape, is_channels_last(x)
         pooled = overload(wall, "pooled_sum")(one_by_one)
-        grad_y_slot = x.new_zeros(()).expand(x.shape)
-        weights_slot = x.new_zeros((), dtype=accumulation_dtype(x.dtype)).expand(x.shape[0], count, x.shape[1])
-        return pooled, grad_y_slot, weights_slot
+        # Of the right shapes at the least cost in time and memory: another view of a branch, and a few numbers.
+        samples, channels, _, _ = x.shape
+        weights_slot = x.new_empty((samples, count, channels), dtype=accumulation_dtype(x.dtype))
+        return pooled, x.detach(), weights_slot
 
     @staticmethod
     def backward(ctx, grad_pooled, grad_y, weights):
@@ -201,14 +203,13 @@ class CloseFunction(torch.autograd.Function):
     def forward(ctx, wall, grad_y_slot, weights_slot, logits, *branches):
         y, weights = overload(wall, "select_branches")(listed(branches), logits)
         ctx.wall = wall
-        ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
         ctx.logits = Unsaved(logits)
         ctx.save_for_backward(weights, *branches)
-        return y, weights
+        return y
 
     @staticmethod
-    def backward(ctx, grad_y, _):
+    def backward(ctx, grad_y):
         if grad_y is None:
             return (None,) * len(ctx.needs_input_grad)
         weights, *branches = ctx.saved_tensors
@@ -232,3 +233,27 @@ def _reference_grad_branches(grad_y: Tensor, weights: Tensor, grad_pooled: Tenso
     if grad_pooled is not None:
         grads = [grad + _pooled_term(grad_pooled, grad_y.shape) for grad in grads]
     return grads
+
+
+def run_pooled_sum(wall: str, branches: Sequence[Tensor]) -> Tensor:
+    """pooled_sum on a wall of kernels, recorded where autograd wants it; `branches` as of `checked_branches`."""
+    if needs_grad(*branches):
+        return PooledSumFunction.apply(wall, *distinct(*branches))
+    return overload(wall, "pooled_sum")(listed(branches))
+
+
+def run_select_branches(wall: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
+    """The same for select_branches."""
+    if needs_grad(logits, *branches):
+        return SelectBranchesFunction.apply(wall, *distinct(logits, *branches))
+    return overload(wall, "select_branches")(listed(branches), logits)[0]
+
+
+def run_open(wall: str, branches: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The same for selective_kernel's first half; returns pooled, and the second half, a function of the logits."""
+    if not needs_grad(*branches):
+        pooled = overload(wall, "pooled_sum")(listed(branches))
+        return pooled, lambda logits: run_select_branches(wall, branches, logits)
+    branches = distinct(*branches)
+    pooled, *slots = OpenFunction.apply(wall, *branches)
+    return pooled, lambda logits: CloseFunction.apply(wall, *slots, logits, *branches)

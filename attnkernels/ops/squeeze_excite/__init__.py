@@ -10,8 +10,6 @@ from torch.overrides import handle_torch_function
 
 from ... import backends
 from .._autocast import autocasts
-from .._autograd import distinct, needs_grad
-from .._registry import overload
 from . import contract, reference
 from .checks import OP, check
 
@@ -53,15 +51,14 @@ def squeeze_excite(
             are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
-    if backends.takes_cpu_kernels(OP, x, backend):
+    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
+    if wall := backends.plain_wall(x, backend, tensors):
         try:
-            return overload("cpu", OP)(
-                x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
-                contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
-            )[0]  # fmt: skip
+            if wall != "cpu":  # whose operator checks as much
+                check(*tensors[:5], activation, gate, residual, output_activation)
+            return contract.run(wall, tensors, activation, gate, output_activation)
         except (RuntimeError, LookupError, TypeError):
             pass  # callables, or wrong arguments: what follows names them
-    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
     if backends.overridden(tensors):
         return handle_torch_function(
             squeeze_excite, tensors, x, reduce_weight, reduce_bias, expand_weight, expand_bias,
@@ -84,15 +81,8 @@ def squeeze_excite(
         return reference.excited(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation
         )  # fmt: skip
-    if needs_grad(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual):
-        return contract.SqueezeExciteFunction.apply(
-            *distinct(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual),
-            activation, gate, output_activation, wall,
-        )[0]  # fmt: skip
-    return overload(wall, OP)(
-        x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
-        contract.ACTIVATION[activation], contract.GATE[gate], contract.OUTPUT_ACTIVATION[output_activation],
-    )[0]  # fmt: skip
+    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
+    return contract.run(wall, tensors, activation, gate, output_activation)
 
 
 def _example(device: str):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .._autograd import Unsaved, differentiates_formula, reference_backward
-from .._registry import accumulation_dtype, define, overload
+from .._autograd import Unsaved, differentiates_formula, distinct, needs_grad, reference_backward
+from .._registry import accumulation_dtype, check_devices, define, overload
 from . import reference
 from .checks import ACTIVATIONS, GATES, OUTPUT_ACTIVATIONS
 
@@ -20,6 +22,7 @@ NORM_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
 NEEDS_X, NEEDS_RESIDUAL, NEEDS_WEIGHTS = 1, 2, 4
 
 _TRITON = "attnkernels.ops.squeeze_excite.triton_impl"
+_grad_enabled = torch.is_grad_enabled
 
 
 def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
@@ -27,17 +30,9 @@ def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
     return 2 * channels + (0 if reduce_weight is None else reduce_weight.shape[0])
 
 
-def _on_one_device(x: Tensor, *arguments) -> None:
-    """Raises where only some tensors are on "meta": that one would take the whole call there."""
-    for value in arguments:
-        if isinstance(value, Tensor) and value.device != x.device:
-            raise RuntimeError(f"squeeze_excite: expected all tensors on {x.device}, as x, got one on {value.device}")
-
-
 def _forward_fake(
     x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, activation, gate, output_activation
 ):
-    _on_one_device(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
     columns = saved_columns(x.shape[1], reduce_weight)
     return _output_like(x), x.new_empty((x.shape[0], columns), dtype=accumulation_dtype(x.dtype))
 
@@ -112,7 +107,9 @@ torch.library.define(
     "(Tensor(a!) x, Tensor norm_mean, Tensor norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
     f" float norm_epsilon, int norm_activation, {_FORWARD_ARGUMENTS}) -> ()",
 )
-torch.library.register_fake("attnkernels::batch_norm_squeeze_excite_", _on_one_device)
+torch.library.register_fake(
+    "attnkernels::batch_norm_squeeze_excite_", lambda *arguments: check_devices("squeeze_excite", "x", *arguments)
+)
 
 
 class SqueezeExciteFunction(torch.autograd.Function):
@@ -127,15 +124,14 @@ class SqueezeExciteFunction(torch.autograd.Function):
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation],
         )  # fmt: skip
-        ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = activation, gate, output_activation, wall
         ctx.biases = Unsaved(reduce_bias, expand_bias)
         ctx.save_for_backward(x, reduce_weight, expand_weight, y if output_activation else None, saved)
-        return y, saved
+        return y
 
     @staticmethod
-    def backward(ctx, grad_y, _):
+    def backward(ctx, grad_y):
         if grad_y is None:
             return (None,) * 10
         if differentiates_formula(grad_y):
@@ -156,6 +152,23 @@ class SqueezeExciteFunction(torch.autograd.Function):
         if wanted[5] and not ctx.output_activation:
             grads[5] = grad_y
         return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None, None, None, None
+
+
+def run(
+    wall: str, tensors: Sequence[Tensor | None], activation: str, gate: str, output_activation: str | None
+) -> Tensor:
+    """squeeze_excite on a wall of kernels, recorded where autograd wants it.
+
+    Args:
+        wall: the wall.
+        tensors: x, reduce_weight, reduce_bias, expand_weight, expand_bias and residual.
+        activation, gate, output_activation: names, as of the public function.
+    """
+    if _grad_enabled() and needs_grad(*tensors):
+        return SqueezeExciteFunction.apply(*distinct(*tensors), activation, gate, output_activation, wall)
+    return overload(wall, "squeeze_excite")(
+        *tensors, ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation]
+    )[0]
 
 
 def _differentiable_backward(ctx, grad_y: Tensor) -> list[Tensor | None]:
