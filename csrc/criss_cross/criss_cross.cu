@@ -85,7 +85,8 @@ bool fits_lines(DataType type, const AttentionForward<void, void>& arguments, in
 }
 
 ForwardPlan choose_forward(DataType type, const AttentionForward<void, void>& arguments) {
-  // Wide blocks compute the energies half as often; not where half of the last one is empty (328 channels: 16.4 : 18.6).
+  // Wide blocks compute the energies half as often; not where half of the last one is empty (328 channels: 16.4
+  // : 18.6).
   const auto padded = [&](int width) { return tiles_of(arguments.shape.value_channels, width) * width; };
   const int channels = kLineChannels[padded(kLineChannels[1]) == padded(kLineChannels[0])];
   return {fits_lines(type, arguments, channels) ? channels : 0, has_dependent_launches(current_device().capability)};

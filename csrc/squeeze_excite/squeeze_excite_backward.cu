@@ -1,4 +1,5 @@
 // Launchers of the backward kernels.
+#include "squeeze_excite/squeeze_excite_backward.cuh"
 #include "squeeze_excite/squeeze_excite_dispatch.cuh"
 
 namespace attnkernels::squeeze_excite {

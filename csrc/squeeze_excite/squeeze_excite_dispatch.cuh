@@ -2,7 +2,6 @@
 #pragma once
 #include "common/cuda_dispatch.cuh"
 #include "squeeze_excite/squeeze_excite_launch.h"
-#include "squeeze_excite/squeeze_excite_two_pass.cuh"
 
 namespace attnkernels::squeeze_excite {
 

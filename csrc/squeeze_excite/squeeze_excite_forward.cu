@@ -1,5 +1,6 @@
 // Launchers of the forward kernels, and the device's limits.
 #include "squeeze_excite/squeeze_excite_dispatch.cuh"
+#include "squeeze_excite/squeeze_excite_forward.cuh"
 
 namespace attnkernels::squeeze_excite {
 namespace {

@@ -38,6 +38,9 @@ struct Tuning {
   // (8x512x28x28 channels_last, 4 KB: 10.8 : 11.5; 32x1024x14x14, 12 KB: 19.2 : 17.7; 32x2048x7x7, 16 KB: 28.3 : 18.3).
   int64_t staged_bytes = 6 * 1024;
   int64_t layer_in_map = -1;  // 0, 1: whether it may, whatever their size
+  // Overlapped launches lose in the backward of so many samples where both layers have kernels of their own
+  // (32x2048x7x7 31.0 : 28.0, 32x480x14x14 26.5 : 23.5; but 1x960x7x7 11.4 : 13.5).
+  int64_t plain_grad_samples = 16;
   // Maps that take more than 1 / so much of the cache are stored as if not read again: they would push out what is
   // (32x256x56x56 forward 55.4 : 59.0, 8x256x56x56 backward 27.6 : 31.5).
   int64_t streamed_part = 2;
@@ -199,6 +202,7 @@ inline Plan make_plan(Shape shape, ElementSize size, const Limits& limits, const
   const int64_t weight_bytes = round_up(columns * shape.hidden, size.vector()) * size.element;
   plan.layer_in_map = shape.hidden && weight_bytes <= tuning.staged_bytes;
   if (tuning.layer_in_map >= 0) plan.layer_in_map = shape.hidden && tuning.layer_in_map;
+  if (backward && !plan.layer_in_map && shape.samples >= tuning.plain_grad_samples) plan.dependent = false;
   // Gates and biases, or scales and shifts, and the layer's inputs.
   plan.map.shared_bytes = size_t(2 * padded(plan.map.channels) * size.sum);
   if (plan.layer_in_map) plan.map.shared_bytes += size_t(padded(shape.hidden) * size.sum + weight_bytes);

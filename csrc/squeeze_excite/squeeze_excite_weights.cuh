@@ -5,16 +5,6 @@
 
 namespace attnkernels::squeeze_excite {
 
-// Blocks that a multiprocessor must at least have registers for: 80 a thread, 128 for double. Unbounded, the compiler
-// spills a few to reach an occupancy that these kernels do not need.
-template <class T>
-inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
-// Samples that share one reading of the weights in a layer's own kernel: as many as registers hold.
-template <class T>
-inline constexpr int kLayerSamples = sizeof(T) == 8 ? 1 : 2;
-template <class T>
-inline constexpr int kGradSamples = sizeof(T) == 8 ? 1 : 4;
-
 // weight[i, j] = sum_n rows[n, i] f(columns[n, j]) and bias[i] = sum_n rows[n, i], f an activation or nothing
 template <class T>
 struct OuterSum {

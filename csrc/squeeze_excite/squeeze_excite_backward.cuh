@@ -1,0 +1,215 @@
+// The backward kernels of squeeze_excite: sums, layers, map with the gradients of the weights.
+#pragma once
+#include "squeeze_excite/squeeze_excite_tiles.cuh"
+#include "squeeze_excite/squeeze_excite_weights.cuh"
+
+namespace attnkernels::squeeze_excite {
+
+template <class T>
+struct BackwardArguments {
+  using Sum = accumulate_t<T>;
+  const T *grad_y, *x, *y;    // y: null without output activation
+  T *grad_x, *grad_residual;  // or null
+  const Sum* saved;           // [N, 2 C + rd]
+  Sum* partial;               // [N, splits, C] sums of dz x
+  Sum* grad_logits;           // [N, C] dv
+  Sum* grad_hidden;           // [N, rd] du
+  Sum* grad_means;            // [N, C] ds / pixels, where the second pass does not compute it
+  Parameters<T> parameters;
+  Shape shape;
+  bool layer_in_map;                     // the blocks of the second pass compute their ds
+  bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
+  int64_t sum_splits;
+  Reuse output_reuse;
+  Divisor pixel_divisor;  // PlaneWalk::divisor(pixels)
+};
+
+// dv[n, c] = gate'(v[n, c]) sum_p dz[n, c, p] x[n, c, p], or the sums of each split into partial[n, split, c]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, cells);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  const int64_t n = blockIdx.y;
+  const int64_t offset = n * shape.channels * shape.pixels;
+  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
+  const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
+    if (tiles.splits == 1) {
+      a.grad_logits[n * shape.channels + channel] = sum * gate_derivative(gates[channel], shape.gate);
+    } else {
+      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+    }
+  });
+  wait_for_primary_grid();  // it needs nothing of the samples before
+}
+
+// dv of channels [c, c + kCount) of sample n, zeros beyond the last; written, where splits' sums make them.
+template <class T, int kCount>
+__device__ __forceinline__ void load_logit_grads(const BackwardArguments<T>& a, int64_t n, int c,
+                                                 accumulate_t<T> (&grads)[kCount], bool write) {
+  using Sum = accumulate_t<T>;
+  const int channels = int(a.shape.channels);
+  Sum* const grad_logits = a.grad_logits + n * channels;
+  if (a.sum_splits == 1) return load_sums(grad_logits, c, channels, grads);
+  const Sum* const partial = a.partial + n * a.sum_splits * channels;
+  const Sum* const gates = a.saved + n * a.shape.saved_columns() + channels + a.shape.hidden;
+  Sum opened[kCount];
+  load_sums(gates, c, channels, opened);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) grads[i] = 0;
+#pragma unroll 8
+  for (int split = 0; split < int(a.sum_splits); ++split) {
+    Sum part[kCount];
+    load_sums(partial + split * channels, c, channels, part);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) grads[i] += part[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    grads[i] *= gate_derivative(opened[i], a.shape.gate);
+    if (write && c + i < channels) grad_logits[c + i] = grads[i];
+  }
+}
+
+// Samples that share one reading of the weights in a layer's own kernel.
+template <class T>
+inline constexpr int kGradSamples = sizeof(T) == 8 ? 1 : 4;
+// Vectors of columns that a block of a layer's gradient takes. Few where the sums are long: 32 bytes of a row, one
+// sector, and many rows at once.
+template <bool kMeans>
+inline constexpr int kGradVectors = kMeans ? 16 : 2;
+inline constexpr int kGradRows = 4;  // that a thread has under way
+
+// The gradient of a layer's inputs in a kernel of its own, blocks (columns, groups of samples):
+// du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r], or, with kMeans,
+// ds[n, c] = sum_r du[n, r] reduce_weight[r, c] / pixels (of dv and expand_weight in the single-layer excitation)
+// The first blocks also write dv where it is not yet there.
+template <class T, bool kMeans, int kSamples>
+__global__ void __launch_bounds__(kThreads, 2) squeeze_excite_backward_layer(const BackwardArguments<T> a) {
+  using Sum = accumulate_t<T>;
+  constexpr int kW = kVectorWidth<T>, kLanes = kGradVectors<kMeans>, kGroups = kThreads / kLanes;
+  constexpr int kCount = kW * kSamples, kHeld = spread_count<kCount, kLanes>;
+  constexpr int kColumns = kLanes * kW;
+  SHARED(Sum, cells, [kThreads / 32 * kColumns * kSamples]);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  const bool of_logits = !kMeans || !shape.hidden;
+  const int inputs = int(!of_logits ? shape.hidden : shape.constant_gates ? 0 : shape.channels);
+  const int outputs = int(kMeans ? shape.channels : shape.hidden);
+  const T* const weight = of_logits ? a.parameters.expand_weight : a.parameters.reduce_weight;
+  const int64_t first = int64_t(blockIdx.y) * kSamples;
+  const bool vectorised = outputs % kW == 0 && misalignment(weight) == 0;
+  const int first_column = blockIdx.x * kColumns, column = first_column + threadIdx.x % kLanes * kW;
+  // Neighbouring groups take neighbouring rows.
+  Vector<T, kW> weights[kGradRows];
+  const auto fetch = [&](int k) {
+#pragma unroll
+    for (int j = 0; j < kGradRows; ++j)
+      weights[j] = load_part(weight + int64_t(min(k + j, inputs - 1)) * outputs, column, outputs, vectorised);
+  };
+  int k = int(threadIdx.x) / kLanes * kGradRows;
+  if (outputs && inputs) fetch(k);
+
+  wait_for_primary_grid();
+  Sum values[kCount] = {};
+  for (; k < inputs; k += kGroups * kGradRows) {
+    Sum input[kSamples][kGradRows];
+#pragma unroll
+    for (int s = 0; s < kSamples; ++s) {
+      const int64_t n = min(first + s, shape.samples - 1);
+      if (of_logits) {
+        load_logit_grads(a, n, k, input[s], !kMeans && n == first + s && blockIdx.x == 0 && threadIdx.x % kLanes == 0);
+      } else {
+        load_sums(a.grad_hidden + n * inputs, k, inputs, input[s]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kGradRows; ++j)
+#pragma unroll
+      for (int s = 0; s < kSamples; ++s)
+#pragma unroll
+        for (int i = 0; i < kW; ++i) values[s * kW + i] += weights[j].get(i) * input[s][j];
+    if (outputs && k + kGroups * kGradRows < inputs) fetch(k + kGroups * kGradRows);
+  }
+  sum_spread<kCount, kLanes>(values);
+  // cells[warp][value][vector of columns]
+  if (leads_spread<kCount, kLanes>()) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      cells[(threadIdx.x / 32 * kCount + first_spread<kCount, kLanes>() + i) * kLanes + threadIdx.x % kLanes] =
+          values[i];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kCount * kLanes; i += kThreads) {
+    const int output = first_column + i % kLanes * kW + i / kLanes % kW;
+    const int64_t n = first + i / kColumns;
+    if (output >= outputs || n >= shape.samples) continue;
+    Sum sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += cells[warp * kCount * kLanes + i];
+    if constexpr (kMeans) {
+      a.grad_means[n * shape.channels + output] = sum / Sum(shape.pixels);
+    } else {
+      const Sum u = a.saved[n * shape.saved_columns() + shape.channels + output];
+      a.grad_hidden[n * shape.hidden + output] = sum * activation_derivative(u, shape.activation);
+    }
+  }
+}
+
+// grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz. The first rows of the
+// grid take the gradients of the weights instead.
+template <class T, bool kChannelsLast, bool kClip>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles, const WeightGrads<T> weight_grads) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, shared);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  if (blockIdx.y < weight_grads.grid_rows) {
+    wait_for_primary_grid();
+    weight_grads.compute(blockIdx.y * gridDim.x + blockIdx.x, shared);
+    return;
+  }
+  const MapRange range = map_range<kChannelsLast>(shape, tiles);
+  const int64_t n = gridDim.y - 1 - blockIdx.y, offset = n * shape.channels * shape.pixels;
+  // dy and y are older than the kernels of this call.
+  MapTile<kChannelsLast, GradMap<T, kClip>> tile(
+      {a.grad_y + offset, kClip ? a.y + offset : nullptr, a.grad_x ? a.grad_x + offset : nullptr,
+       a.grad_residual ? a.grad_residual + offset : nullptr, a.output_reuse, a.map_vectorised},
+      shape, range, a.pixel_divisor);
+  // Whole vectors of columns, beyond the range at both ends where they are there.
+  constexpr int kW = kVectorWidth<T>;
+  const int rows = int(shape.hidden), count = int(range.count);
+  const bool widened = a.layer_in_map && shape.channels % kW == 0;
+  const int before = widened ? int(range.first % kW) : 0;
+  const int columns = widened ? (before + count + kW - 1) / kW * kW : count;
+  Sum* const scale = shared;                                            // [tiles.channels]
+  Sum* const shift = scale + padded(tiles.channels);                    // [tiles.channels]
+  Sum* const grad_hidden = shift + padded(tiles.channels);              // [rd], where ds is computed here
+  T* const weights = reinterpret_cast<T*>(grad_hidden + padded(rows));  // [rd, columns]
+  if (a.grad_x && a.layer_in_map)
+    stage_weights(a.parameters.reduce_weight + range.first - before, shape.channels, rows, columns, weights);
+  wait_for_primary_grid();
+  if (a.grad_x) {
+    const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
+    stage(scale, count, [&](int j) { return gates[j]; });
+    if (a.layer_in_map) {
+      const Sum* const input = a.grad_hidden + n * rows;
+      stage(grad_hidden, rows, [&](int r) { return input[r]; });
+      __syncthreads();
+      multiply_staged(weights + before, count, 1, rows, columns, grad_hidden,
+                      [&](int j, Sum sum) { shift[j] = sum / Sum(shape.pixels); });
+    } else {
+      const Sum* const means = a.grad_means + n * shape.channels + range.first;
+      stage(shift, count, [&](int j) { return means[j]; });
+    }
+    __syncthreads();
+  }
+  const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
+  tile.apply(a.grad_x ? scale : none, a.grad_x ? shift : none);
+}
+
+}  // namespace attnkernels::squeeze_excite

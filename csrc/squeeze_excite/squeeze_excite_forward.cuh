@@ -1,0 +1,194 @@
+// The forward kernels of squeeze_excite: sums, layers, map.
+#pragma once
+#include "squeeze_excite/squeeze_excite_tiles.cuh"
+
+namespace attnkernels::squeeze_excite {
+
+template <class T>
+struct ForwardArguments {
+  using Sum = accumulate_t<T>;
+  const T *x, *residual;  // residual: or null
+  T* y;
+  Sum* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
+  Sum* partial;    // [N, splits, C] sums over pixels, where splits > 1
+  Sum* activated;  // [N, rd], where the hidden layer has its own kernel
+  Parameters<T> parameters;
+  Shape shape;
+  bool vectorised;    // x, residual and y are equally aligned
+  bool layer_in_map;  // the blocks of the second pass compute their gates
+  int64_t sum_splits;
+  Reuse output_reuse;
+  Divisor pixel_divisor;  // PlaneWalk::divisor(pixels)
+};
+
+// saved[n, c] = sum_p x[n, c, p] / pixels, or the sums of each split into partial[n, split, c]
+template <class T, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, cells);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  const int64_t n = blockIdx.y;
+  const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
+    if (tiles.splits == 1) {
+      a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
+    } else {
+      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
+    }
+  });
+  wait_for_primary_grid();  // it needs nothing of the samples before
+}
+
+// The means of channels [c, c + kW) of sample n, zeros beyond the last; saved, where splits' sums make them.
+template <class T, int kW>
+__device__ __forceinline__ void load_means(const ForwardArguments<T>& a, int64_t n, int c, accumulate_t<T> (&means)[kW],
+                                           bool save) {
+  using Sum = accumulate_t<T>;
+  const int channels = int(a.shape.channels);
+  Sum* const saved = a.saved + n * a.shape.saved_columns();
+  if (a.sum_splits == 1) return load_sums(saved, c, channels, means);
+  const Sum* const partial = a.partial + n * a.sum_splits * channels;
+#pragma unroll
+  for (int i = 0; i < kW; ++i) means[i] = 0;
+#pragma unroll 8
+  for (int split = 0; split < int(a.sum_splits); ++split) {
+    Sum part[kW];
+    load_sums(partial + split * channels, c, channels, part);
+#pragma unroll
+    for (int i = 0; i < kW; ++i) means[i] += part[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kW; ++i) {
+    means[i] /= Sum(a.shape.pixels);
+    if (save && c + i < channels) saved[c + i] = means[i];
+  }
+}
+
+// Samples that share one reading of the weights in a layer's own kernel: as many as registers hold.
+template <class T>
+inline constexpr int kLayerSamples = sizeof(T) == 8 ? 1 : 2;
+// Rows of weights that a group of warps takes together.
+inline constexpr int kLayerRows = 8;
+
+// A layer in a kernel of its own, blocks (rows, groups of samples):
+// activated[n, r] = activation(sum_c reduce_weight[r, c] mean[n, c] + reduce_bias[r]), or, with kGates,
+// gates[n, c] = gate(sum_r expand_weight[c, r] activated[n, r] + expand_bias[c])
+// These kernels are all latency: a thread has a vector of inputs of several samples and the weights of several rows for
+// them, all asked for at once, the weights even before the inputs are there.
+template <class T, bool kGates, int kSamples>
+__global__ void __launch_bounds__(kThreads, 2)
+    squeeze_excite_layer(const ForwardArguments<T> a, const int group_warps) {
+  using Sum = accumulate_t<T>;
+  constexpr int kW = kVectorWidth<T>, kCount = kLayerRows * kSamples;
+  SHARED(Sum, cells, [kThreads / 32 * kCount]);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  const int64_t rows = kGates ? shape.channels : shape.hidden;
+  const int inputs = int(kGates ? shape.gate_inputs() : shape.channels);
+  const T* const weight = kGates ? a.parameters.expand_weight : a.parameters.reduce_weight;
+  const T* const bias = kGates ? a.parameters.expand_bias : a.parameters.reduce_bias;
+  const int warp = threadIdx.x / 32, groups = kThreads / 32 / group_warps;
+  const int64_t block_row = int64_t(blockIdx.x) * groups * kLayerRows;
+  const int64_t first_row = block_row + warp / group_warps * kLayerRows, first = int64_t(blockIdx.y) * kSamples;
+  const bool vectorised = inputs % kW == 0 && misalignment(weight) == 0;
+  const int step = group_warps * 32 * kW;
+  Vector<T, kW> weights[kLayerRows];
+  const auto fetch = [&](int k) {
+#pragma unroll
+    for (int r = 0; r < kLayerRows; ++r)
+      weights[r] = load_part(weight + min(first_row + r, rows - 1) * inputs, k, inputs, vectorised);
+  };
+  int k = (warp % group_warps * 32 + threadIdx.x % 32) * kW;
+  fetch(k);
+  // What this thread will have to do with a sum.
+  const int64_t row = block_row + threadIdx.x / kSamples, n = first + threadIdx.x % kSamples;
+  const bool has_sum = threadIdx.x < groups * kCount && row < rows && n < shape.samples;
+  const Sum added = has_sum && bias ? widen(bias[row]) : Sum(0);
+
+  wait_for_primary_grid();
+  Sum values[kCount] = {};
+  for (; k < inputs; k += step) {
+    Sum input[kSamples][kW];
+#pragma unroll
+    for (int s = 0; s < kSamples; ++s) {
+      const int64_t of = min(first + s, shape.samples - 1);
+      if (kGates && shape.hidden) {
+        load_sums(a.activated + of * inputs, k, inputs, input[s]);
+      } else {
+        load_means(a, of, k, input[s], first_row == 0 && of == first + s);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kLayerRows; ++r)
+#pragma unroll
+      for (int s = 0; s < kSamples; ++s)
+#pragma unroll
+        for (int i = 0; i < kW; ++i) values[r * kSamples + s] += weights[r].get(i) * input[s][i];
+    if (k + step < inputs) fetch(k + step);
+  }
+  sum_spread<kCount, 1>(values);
+  if (leads_spread<kCount, 1>()) cells[warp * kCount + first_spread<kCount, 1>()] = values[0];
+  __syncthreads();
+  if (!has_sum) return;
+  Sum value = added;
+  for (int w = 0; w < group_warps; ++w)
+    value += cells[(threadIdx.x / kCount * group_warps + w) * kCount + threadIdx.x % kCount];
+  Sum* const saved = a.saved + n * shape.saved_columns() + shape.channels;
+  if constexpr (kGates) {
+    saved[shape.hidden + row] = open_gate(value, shape.gate);
+  } else {
+    saved[row] = value;
+    a.activated[n * shape.hidden + row] = activate(value, shape.activation);
+  }
+}
+
+// The forward's second pass: 64 registers a thread.
+template <class T>
+inline constexpr int kMapBlocks = sizeof(T) == 8 ? 2 : 4;
+
+// y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
+template <class T, bool kChannelsLast, bool kResidual>
+__global__ void __launch_bounds__(kThreads, kMapBlocks<T>)
+    squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
+  using Sum = accumulate_t<T>;
+  SHARED_DYNAMIC(Sum, shared);
+  launch_dependent_grids();
+  const Shape& shape = a.shape;
+  const MapRange range = map_range<kChannelsLast>(shape, tiles);
+  const int64_t n = gridDim.y - 1 - blockIdx.y, offset = n * shape.channels * shape.pixels;
+  // x and the residual are older than the kernels of this call.
+  MapTile<kChannelsLast, ScaleMap<T, kResidual>> tile(
+      {a.x + offset, kResidual ? a.residual + offset : nullptr, a.y + offset,
+       shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised},
+      shape, range, a.pixel_divisor);
+  const int count = int(range.count), width = int(shape.hidden);
+  Sum* const gates = shared;                             // [tiles.channels]
+  Sum* const bias = gates + padded(tiles.channels);      // [tiles.channels], where the gates are computed here
+  Sum* const activated = bias + padded(tiles.channels);  // [rd]
+  T* const weights = reinterpret_cast<T*>(activated + padded(width));  // [count, rd]
+  if (a.layer_in_map) {
+    stage_weights(a.parameters.expand_weight + range.first * width, 0, 1, count * width, weights);
+    const T* const biases = a.parameters.expand_bias;
+    stage(bias, count, [&](int j) { return biases ? widen(biases[range.first + j]) : Sum(0); });
+  }
+  wait_for_primary_grid();
+  Sum* const saved = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+  if (a.layer_in_map) {
+    const Sum* const input = a.activated + n * width;
+    stage(activated, width, [&](int r) { return input[r]; });
+    __syncthreads();
+    multiply_staged(weights, count, width, width, 1, activated, [&](int j, Sum sum) {
+      gates[j] = open_gate(sum + bias[j], shape.gate);
+      // Saved by the block that has the channel's first pixel.
+      const int64_t c = range.first + j;
+      if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels)) saved[c] = gates[j];
+    });
+  } else {
+    stage(gates, count, [&](int j) { return saved[range.first + j]; });
+  }
+  __syncthreads();
+  tile.apply(gates, static_cast<const Sum*>(nullptr));
+}
+
+}  // namespace attnkernels::squeeze_excite

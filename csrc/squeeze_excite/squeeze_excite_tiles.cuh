@@ -1,0 +1,135 @@
+// What the kernels of both directions share: a block's tile of sums and of a map, a thread's part of a layer. Grids are
+// (blocks of a sample, samples).
+#pragma once
+#include "squeeze_excite/squeeze_excite_layers.cuh"
+#include "squeeze_excite/squeeze_excite_plan.h"
+
+namespace attnkernels::squeeze_excite {
+
+// Blocks that a multiprocessor must at least have registers for: 80 a thread, 128 for double. Unbounded, the compiler
+// spills a few to reach an occupancy that these kernels do not need.
+template <class T>
+inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+
+// emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
+template <bool kChannelsLast, class Source, class Emit>
+__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, typename Source::Sum* cells,
+                         Emit emit) {
+  using Sum = typename Source::Sum;
+  constexpr int kW = Source::kWidth;
+  const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
+  const int count = int(min(tiles.channels, shape.channels - first));
+  const int64_t begin = split * tiles.span;
+  const int length = int(min(shape.pixels - begin, tiles.span));
+  const auto put = [&](int channel, Sum sum) { emit(first + channel, split, sum); };
+  const Source tile = source.moved(kChannelsLast ? begin * shape.channels + first : first * shape.pixels + begin);
+  if constexpr (kChannelsLast) {
+    if (source.vectorised && count % kW == 0) {
+      sum_columns<kW>(tile, length, shape.channels, count, kColumnVectors, cells, put);
+    } else {
+      sum_columns<1>(tile, length, shape.channels, count, kColumnVectors * kW, cells, put);
+    }
+  } else if (tiles.short_planes) {
+    sum_short_planes(tile, length, count, cells, put);
+  } else {
+    sum_planes(tile, shape.pixels, length, count, tiles.segments, tiles.lanes, cells, put);
+  }
+}
+
+// The channels whose coefficients a block of the second pass needs, and its elements or pixels.
+struct MapRange {
+  int64_t first, count;  // channels
+  int64_t begin, end;    // elements of the sample, or pixels where channels_last
+};
+
+template <bool kChannelsLast>
+__device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
+  // Against the order of the first pass: what that read last is the likeliest to be still in the cache.
+  const int64_t block = gridDim.x - 1 - blockIdx.x;
+  const int64_t begin = block % tiles.splits * tiles.span;
+  if constexpr (kChannelsLast) {
+    const int64_t first = block / tiles.splits * tiles.channels;
+    return {first, min(tiles.channels, shape.channels - first), begin, min(shape.pixels, begin + tiles.span)};
+  } else {
+    const int64_t end = min(shape.channels * shape.pixels, begin + tiles.span);
+    const int64_t first = begin / shape.pixels;
+    return {first, (end - 1) / shape.pixels - first + 1, begin, end};
+  }
+}
+
+// A block's part of a map, whose first elements are fetched when it is made.
+template <bool kChannelsLast, class Map>
+class MapTile {
+ public:
+  __device__ __forceinline__ MapTile(const Map& map, const Shape& shape, const MapRange& range, const Divisor& pixels)
+      : map_(map.moved(kChannelsLast ? range.begin * shape.channels + range.first : range.begin)),
+        walk_(pixels, shape.pixels, range.begin - range.first * shape.pixels),
+        rows_(int(range.end - range.begin)),
+        columns_(int(range.count)),
+        pitch_(shape.channels) {
+    if constexpr (!kChannelsLast) {
+      fetch_planes_ahead(map_, rows_, walk_, ahead_);
+    } else if (vectorised()) {
+      fetch_columns_ahead<Map::kWidth>(map_, rows_, pitch_, columns_, kColumnVectors, ahead_);
+    }
+  }
+
+  // scale and shift (null: zeros): of the range's channels
+  template <class Sum>
+  __device__ __forceinline__ void apply(const Sum* scale, const Sum* shift) {
+    if constexpr (!kChannelsLast) {
+      map_planes(map_, rows_, walk_, scale, shift, ahead_);
+    } else if (vectorised()) {
+      map_columns<Map::kWidth>(map_, rows_, pitch_, columns_, kColumnVectors, scale, shift, ahead_);
+    } else {
+      constexpr int kLanes = kColumnVectors * Map::kWidth;
+      Ahead<Map, 1> ahead;
+      fetch_columns_ahead<1>(map_, rows_, pitch_, columns_, kLanes, ahead);
+      map_columns<1>(map_, rows_, pitch_, columns_, kLanes, scale, shift, ahead);
+    }
+  }
+
+ private:
+  __device__ bool vectorised() const { return map_.vectorised && columns_ % Map::kWidth == 0; }
+
+  Map map_;
+  PlaneWalk walk_;
+  int rows_, columns_;  // rows_: pixels, or elements of planes
+  int64_t pitch_;
+  Ahead<Map> ahead_;
+};
+
+// Elements [k, k + kW) of a row of `count`, as a vector where the row is one of vectors; zeros beyond its end.
+template <class T>
+__device__ __forceinline__ Vector<T, kVectorWidth<T>> load_part(const T* row, int k, int count, bool vectorised) {
+  constexpr int kW = kVectorWidth<T>;
+  Vector<T, kW> part = {};
+  if (vectorised) {
+    if (k < count) part = load<kW>(row + k);
+    return part;
+  }
+  accumulate_t<T> values[kW];
+#pragma unroll
+  for (int i = 0; i < kW; ++i) values[i] = k + i < count ? widen(row[k + i]) : accumulate_t<T>(0);
+  part.set(values);
+  return part;
+}
+// The same of kCount sums.
+template <int kCount, class Sum>
+__device__ __forceinline__ void load_sums(const Sum* row, int k, int count, Sum (&values)[kCount]) {
+  constexpr int kQuarter = 16 / sizeof(Sum) < kCount ? 16 / sizeof(Sum) : kCount;
+  if (count % kQuarter == 0 && misalignment(row) == 0 && k % kQuarter == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kQuarter) {
+      Vector<Sum, kQuarter> quarter = {};
+      if (k + i < count) quarter = load<kQuarter>(row + k + i);
+#pragma unroll
+      for (int j = 0; j < kQuarter; ++j) values[i + j] = quarter.get(j);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = k + i < count ? row[k + i] : Sum(0);
+}
+
+}  // namespace attnkernels::squeeze_excite
