@@ -3,6 +3,7 @@
 # make bench   microbenchmarks and whole models       make gpu      everything, on a machine with a GPU (offline)
 # make fuzz    random shapes, strides and options     make mutate   does the suite notice broken CUDA kernels?
 # make lint    ruff, clang-format, other compilers    make docs     the site       make wheel   a wheel in dist/
+# make tune    build/tune/*: times of our kernels under every plan, programs to run on a machine with a GPU
 # make check-install   every documented way of installing, in clean environments (slow; ARGS="--python ... --torch ...")
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
 SOURCES := $(shell find csrc tools/cuda_toolkit.py attnkernels/_sources.py attnkernels/_version.py setup.py pyproject.toml -type f)
 
-.PHONY: demo test bench gpu fuzz mutate lint format docs wheel check-install clean
+.PHONY: demo test bench gpu fuzz mutate lint format docs wheel tune check-install clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks demo $(ARGS)
@@ -39,13 +40,13 @@ mutate: $(VENV)/.built build/.boost
 lint: $(VENV)/.lint build/.compilers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tools/tune -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python -m tools.compile_checks
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+	find csrc tools/tune -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
 
 docs: $(VENV)/.built
 	$(BIN)/pip install --quiet mkdocs "mkdocstrings[python]"
@@ -58,6 +59,15 @@ wheel: $(VENV)/.torch
 	ATTNKERNELS_STRICT=1 $(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 	  --exclude 'libcudart*' --wheel-dir dist build/wheel/*.whl
+
+# One library's launchers and no torch: they are built where there is a compiler, and run where there is a GPU.
+TUNE_ARCH ?= sm_90
+tune: build/tune/squeeze_excite build/tune/criss_cross build/tune/constants
+build/tune/%: tools/tune/%.cu tools/tune/timing.cuh $(SOURCES)
+	mkdir -p build/tune
+	nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=$(TUNE_ARCH) -cudart static -Icsrc -Itools -o $@ $< $(TUNED)
+build/tune/squeeze_excite: TUNED = csrc/squeeze_excite/squeeze_excite_forward.cu csrc/squeeze_excite/squeeze_excite_backward.cu
+build/tune/criss_cross: TUNED = csrc/criss_cross/criss_cross.cu csrc/layout/layout.cu
 
 check-install: wheel
 	$(BIN)/python -m tools.check_install $(ARGS)

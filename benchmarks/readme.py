@@ -23,7 +23,8 @@ def _place(document: Document, file: Path) -> str:
     elif place.get("commit_note"):
         commit += f" ({place['commit_note']})"
     link = f"[{file.name}](benchmarks/results/{file.name})"
-    return f"{place['device']}{threads}, torch {place['versions']['torch']}; {link}, {commit}"
+    torch = f", torch {place['versions']['torch']}" if "versions" in place else ""
+    return f"{place['device']}{threads}{torch}; {link}, {commit}"
 
 
 def _table(header: list[str], lines: list[list[str]]) -> list[str]:
@@ -97,12 +98,45 @@ def micro(document: Document, file: Path) -> list[str]:
     return [*_table(header, lines), "", _place(document, file)]
 
 
+def tuned(document: Document, file: Path) -> list[str]:
+    """One line per op, shape and layout: our kernels as the tuning programs timed them, the others as `micro` did.
+
+    The others are of another run on the same kind of GPU; where a kernel was not timed since, ours is of that run too.
+    """
+    rivals = report.load(file.with_name("h100-micro.json"))
+    timed = {_problem(row): row["warm_us"] for row in document["rows"] if row["variant"] == "plain"}
+    found: dict[tuple, dict[str, list[str]]] = {}
+    for row in rivals["rows"]:
+        if "red" in row or row["mode"] != "warm" or row["variant"] != "plain":
+            continue
+        medians = {name: seconds * 1e6 for name, seconds in row["median"].items()}
+        ours, triton = medians.pop("cuda"), medians.pop("triton")
+        ours = timed.get(_problem(row), ours)
+        cells = [f"{value:.1f}" for value in (ours, triton, min(medians.values()))]
+        fastest = min(range(3), key=lambda k: float(cells[k]))
+        cells[fastest] = f"**{cells[fastest]}**"
+        found.setdefault((row["op"], row["shape"], row["layout"]), {})[row["direction"]] = cells
+    lines = [
+        [" ".join(key), *directions.get("forward", [""] * 3), *directions.get("backward", [""] * 3)]
+        for key, directions in found.items()
+    ]
+    header = ["bfloat16, us"]
+    header += [f"{direction} {name}" for direction in ("forward", "backward") for name in ("CUDA", "Triton", "PyTorch")]
+    places = [f"CUDA kernels: {_place(document, file)}"]
+    places.append(f"the others: {_place(rivals, file.with_name('h100-micro.json'))}")
+    return [*_table(header, lines), "", "; ".join(places)]
+
+
+def _problem(row: Document) -> tuple:
+    return tuple(row[name] for name in ("op", "shape", "layout", "direction"))
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
     "demo": ("cpu-demo.json", models),
     "branches": ("cpu-branch-models.json", models),
     "cpu": ("cpu-micro.json", micro),
     "cpu squeeze_excite": ("cpu-micro-squeeze-excite.json", micro),
-    "gpu": ("h100-micro.json", micro),
+    "gpu": ("h100-tune.json", tuned),
 }
 
 

@@ -61,10 +61,8 @@ LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "bfloat16")
 
 # The passes over each buffer in the cases of tests/emulation/traffic: forward + backward.
-SQUEEZE_EXCITE_PASSES = {
-    "two passes": {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1},
-    "single pass": {("x", "read"): 1 + 1, ("y", "write"): 1, ("grad_y", "read"): 1, ("grad_x", "write"): 1},
-}
+TWO_PASSES = {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1}
+SQUEEZE_EXCITE_PASSES = {"plain launches": TWO_PASSES, "overlapped launches": TWO_PASSES}
 SELECTIVE_KERNEL_PASSES = {  # five of two branches, and six
     **{(f"branch {m}", "read"): 2 + 1 for m in range(2)},
     ("y", "write"): 1,

@@ -93,11 +93,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_row = block_row + warp / group_warps * kLayerRows, first = int64_t(blockIdx.y) * kSamples;
   const bool vectorised = inputs % kW == 0 && misalignment(weight) == 0;
   const int step = group_warps * 32 * kW;
+  const T* const own_rows = weight + min(first_row, rows - 1) * inputs;
+  const int last_row = int(min(int64_t(kLayerRows), max(rows - first_row, int64_t(1)))) - 1;
   Vector<T, kW> weights[kLayerRows];
   const auto fetch = [&](int k) {
 #pragma unroll
     for (int r = 0; r < kLayerRows; ++r)
-      weights[r] = load_part(weight + min(first_row + r, rows - 1) * inputs, k, inputs, vectorised);
+      weights[r] = load_part(own_rows + int64_t(min(r, last_row)) * inputs, k, inputs, vectorised);
   };
   int k = (warp % group_warps * 32 + threadIdx.x % 32) * kW;
   fetch(k);
@@ -115,8 +117,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t of = min(first + s, shape.samples - 1);
       if (kGates && shape.hidden) {
         load_sums(a.activated + of * inputs, k, inputs, input[s]);
+      } else if (kSamples > 1) {  // not with splits: samples_share_weights
+        load_sums(a.saved + of * shape.saved_columns(), k, inputs, input[s]);
       } else {
-        load_means(a, of, k, input[s], first_row == 0 && of == first + s);
+        load_means(a, of, k, input[s], first_row == 0);
       }
     }
 #pragma unroll

@@ -4,11 +4,14 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <vector>
+
+#include "common/cuda_launch.h"
 
 namespace attnkernels::tune {
 
@@ -21,6 +24,12 @@ namespace attnkernels::tune {
       std::exit(1);                                                                                               \
     }                                                                                                             \
   } while (0)
+
+inline void check(const Result& done) {
+  if (!done.error) return;
+  std::printf("{\"failed\": \"%s: %s\"}\n", done.kernel, done.error);
+  std::exit(1);
+}
 
 using Chain = std::function<void(cudaStream_t)>;
 
@@ -35,6 +44,11 @@ class Buffer {
   ~Buffer() { cudaFree(data_); }
   T* data() const { return data_; }
   int64_t count() const { return count_; }
+  std::vector<T> host() const {
+    std::vector<T> numbers(count_);
+    TUNE_CHECK(cudaMemcpy(numbers.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return numbers;
+  }
   void poison() { TUNE_CHECK(cudaMemset(data_, 0xff, std::max<int64_t>(1, count_) * sizeof(T))); }  // NaN in every type
 
  private:

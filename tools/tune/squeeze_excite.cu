@@ -1,7 +1,7 @@
 // Which plan runs squeeze_excite fastest on the GPU at hand: coordinate descent over the numbers of `Tuning`, every
 // point checked against float64 on poisoned outputs. No torch.
 //
-//   squeeze_excite_tune [forward|backward|both|profile] [plain|epilogue] [seconds] [name of a shape ...]
+//   squeeze_excite [forward|backward|both|profile] [plain|epilogue] [seconds] [name of a shape ...]
 //
 // One line of JSON for each point as it is measured, then a table: the plan there is now, the best, a copy of the
 // bytes.
@@ -183,7 +183,7 @@ struct Data {
 
   static Limits device_limits() {
     Limits found;
-    if (const Result done = limits(found); done.error) std::printf("{\"failed\": \"%s\"}\n", done.error), std::exit(1);
+    check(limits(found));
     return found;
   }
   void forward(const Plan& plan, cudaStream_t stream) {
@@ -199,11 +199,6 @@ struct Data {
                                     saved.data(), dx.data(), dresidual.count() ? dresidual.data() : nullptr, dw1.data(),
                                     db1.data(), dw2.data(), db2.data(), scratch.data()},
                                    stream));
-  }
-  static void check(const Result& done) {
-    if (!done.error) return;
-    std::printf("{\"failed\": \"%s: %s\"}\n", done.kernel, done.error);
-    std::exit(1);
   }
   // The largest relative difference of the results of one run into poisoned memory.
   double error(const Plan& plan, bool of_backward) {
