@@ -100,7 +100,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if wall := backends.plain_wall(value, backend, (query, key, value), _on_gpu):
+    if wall := backends.plain_wall(value, backend, (query, key, value), _attention_on_gpu):
         try:
             if wall not in _CHECKING:
                 check_attention(query, key, value)
@@ -111,7 +111,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
     check_attention(query, key, value)
-    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_on_gpu)
+    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_attention_on_gpu)
     if wall == "reference":
         return reference.attended(query, key, value)
     return contract.run_attention(wall, query, key, value)
@@ -130,9 +130,21 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _on_gpu(x: Tensor) -> tuple[str, ...]:
-    """On an H100, 97 x 97, 64 and 512 channels, channels_last, forward: bfloat16 54 us by Triton, 77 by CUDA C++;
-    float32, outside the tensor cores, 1179 and 228."""
+    """On an H100, 97 x 97, 64 and 512 channels, channels_last, forward of the attention by tiles: bfloat16 54 us by
+    Triton, 77 by CUDA C++; float32, outside the tensor cores, 1179 and 228."""
     return ("triton", "cuda") if x.dtype.itemsize == 2 else ("cuda", "triton")
+
+
+LONGEST_LINE = 128  # that the CUDA kernels take as a whole
+
+
+def _attention_on_gpu(value: Tensor) -> tuple[str, ...]:
+    """As above, bfloat16: forward 29 us by CUDA C++, which takes whole lines, and 48 by Triton; forward and backward
+    268 and 197. Lines of 129 and 257 pixels: forward 359 and 273."""
+    trains = value.requires_grad and torch.is_grad_enabled()
+    if value.dtype.itemsize == 2 and not trains and max(value.shape[2:], default=0) <= LONGEST_LINE:
+        return ("cuda", "triton")
+    return _on_gpu(value)
 
 
 def _example(*channels: int):
