@@ -1,7 +1,9 @@
-"""Everything on a machine with a GPU, offline: build, tests, compute-sanitizer, CUDA graphs, micro benchmarks.
+"""Everything on a machine with a GPU, offline: what shows faults first, then times, then what takes long.
 
-    python tools/gpu.py [--stages build,tests,sanitizer,graphs,micro] [--out DIRECTORY]
+    python tools/gpu.py [--stages build,graphs,tune,micro,models,compiled,tests,sanitizer] [--out DIRECTORY]
 
+Libraries that were built elsewhere, for this GPU and of these sources, are taken as they are, and so are the programs
+of `make tune`: bring attnkernels/_C_*.so, attnkernels/_build.json and build/tune along, and nothing is built here.
 Each stage is a process of its own with a time limit; one that fails does not cost the others. Writes `gpu.json` and
 each stage's log and results into the output directory; exits non-zero if any stage failed. A copy without a git history
 is told the commit it is of: ATTNKERNELS_COMMIT="<commit>", or "<commit>+<number of files changed since>".
@@ -14,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,10 +28,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("build", "tests", "sanitizer", "graphs", "micro")
+STAGES = ("build", "graphs", "tune", "micro", "models", "compiled", "tests", "sanitizer")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Nothing else may run while times are taken, and everything needs the build; what is between runs side by side.
-ORDER = (("build",), ("tests", "sanitizer", "graphs"), ("micro",))
+# Nothing else may run while times are taken, and everything needs the build; the last ones run side by side.
+ORDER = (("build",), ("graphs",), ("tune",), ("micro",), ("models",), ("compiled",), ("tests", "sanitizer"))
+TUNE = (
+    ("constants",),
+    ("squeeze_excite", "both", "plain", "30"),
+    ("squeeze_excite", "both", "epilogue", "30"),
+    ("criss_cross",),
+)
 
 
 @dataclass
@@ -43,6 +52,8 @@ class Outcome:
     problem: str = ""  # why it counts as failed; empty where it passed
 
     def __post_init__(self) -> None:
+        if self.problem:
+            return
         if self.returncode is None:
             self.problem = f"ran past its limit of {self.seconds:.0f} s"
         elif self.returncode:
@@ -78,13 +89,20 @@ class Stages:
     def build(self) -> list[Outcome]:
         query = "import torch; print('.'.join(map(str, torch.cuda.get_device_capability())))"
         found = subprocess.run([sys.executable, "-c", query], capture_output=True, text=True).stdout.strip()
+        if not found:
+            return [Outcome("build", 1, 0.0, "", problem="torch sees no GPU")]
+        record = ROOT / "attnkernels" / "_build.json"
+        built = json.loads(record.read_text()) if record.exists() else {}
+        # By its path: importing the package may be what fails.
+        digest = runpy.run_path(str(ROOT / "attnkernels" / "_sources.py"))["digest"]
+        if found in built.get("cuda_architectures", []) and built.get("sources") == digest(ROOT / "csrc"):
+            return [Outcome("build", 0, 0.0, "", {"brought": True, "architectures": found} | built)]
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         architectures = found
         outcome = self.run(
             "build", command, self.arguments.build_limit,
             ATTNKERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=architectures, MAX_JOBS=str(os.cpu_count() or 1),
         )  # fmt: skip
-        record = ROOT / "attnkernels" / "_build.json"
         outcome.figures = {"architectures": architectures} | (json.loads(record.read_text()) if record.exists() else {})
         if not (ROOT / "attnkernels" / "_C_cuda.so").exists():
             outcome.problem = outcome.problem or "no _C_cuda.so came out"
@@ -137,25 +155,59 @@ class Stages:
             outcome.figures = {"checks": int(match[1]), "failed": int(match[2])}
         return [outcome]
 
+    def tune(self) -> list[Outcome]:
+        outcomes = []
+        for name, *arguments in TUNE:
+            program = ROOT / "build" / "tune" / name
+            title = "-".join(("tune", name, *arguments[1:2]))
+            if not program.exists():
+                outcomes.append(Outcome(title, 1, 0.0, "", problem=f"no {program}: make tune"))
+                continue
+            outcome = self.run(title, [str(program), *arguments], self.arguments.tune_limit)
+            outcome.figures = {"lines": outcome.log.count("\n")}
+            if "failed" in outcome.log:
+                outcome.problem = outcome.problem or "a launch failed"
+            outcomes.append(outcome)
+        return outcomes
+
     def micro(self) -> list[Outcome]:
-        file, limit = self.out / "micro.json", self.arguments.micro_limit
-        # Compiling is what takes time: it stops at half of the limit; at 0.8 of it no further shape is begun.
+        # Every PyTorch form that needs no compiler, and both walls of ours.
+        return [self._benchmark("micro", "eager,eager_channels_last,unstacked,einsum,batched,cuda,triton", "5")]
+
+    def compiled(self) -> list[Outcome]:
+        # Compiling takes most of the time: it stops at half of the limit, and no problem is begun after 0.8 of it.
+        return [self._benchmark("compiled", "eager,compile,compile_ours,ours", "5")]
+
+    def _benchmark(self, name: str, columns: str, rounds: str) -> Outcome:
+        file, limit = self.out / f"{name}.json", getattr(self.arguments, f"{name}_limit")
         command = [
-            sys.executable, "-m", "benchmarks", "micro", "--device", "cuda", "--json", str(file), "--rounds", "7",
-            "--columns", "eager,eager_channels_last,compile,ours,cuda,triton",
-            "--budget", str(limit / 2), "--limit", str(limit * 0.8), *self.arguments.micro.split(),
+            sys.executable, "-m", "benchmarks", "micro", "--device", "cuda", "--json", str(file), "--rounds", rounds,
+            "--dtype", "bfloat16", "--columns", columns, "--budget", str(limit / 2), "--limit", str(limit * 0.8),
+            *self.arguments.micro.split(),
         ]  # fmt: skip
-        outcome = self.run("micro", command, limit)
+        return self._with_rows(self.run(name, command, limit), file)
+
+    def models(self) -> list[Outcome]:
+        file = self.out / "models.json"
+        command = [
+            sys.executable, "-m", "benchmarks", "models", "--device", "cuda", "--json", str(file), "--rounds", "5",
+            "--seconds", "2", "--dtype", "bfloat16", "--layout", "channels_last", "--columns", "eager,patched",
+            "--model", "seresnet50,regnety_032,efficientnet_b0,skresnet50,resnest50d", "--batch", "1,32",
+            "--direction", "forward",
+        ]  # fmt: skip
+        return [self._with_rows(self.run("models", command, self.arguments.models_limit), file)]
+
+    def _with_rows(self, outcome: Outcome, file: Path) -> Outcome:
         if file.exists():
             document = json.loads(file.read_text())
             outcome.figures = {
                 "rows": len(document["rows"]),
                 "wrong": sum("red" in row for row in document["rows"]),
                 "failed": document["failed"],
-                "left_out": len(document["left_out"]),
+                "left_out": len(document.get("left_out", ())),
                 "file": file.name,
             }
-        return [outcome]
+        return outcome
 
 
 def read_sanitizer(log: str) -> tuple[dict[str, Any], str]:
@@ -189,10 +241,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, of " + ", ".join(STAGES))
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "output" / "gpu"), help="directory of the results")
-    parser.add_argument("--backends", default="cuda,triton", help="the walls of the graphs stage")
+    parser.add_argument("--backends", default="cuda", help="the walls of the graphs stage")
     parser.add_argument("--tests", default="tests", help="pytest's paths and options")
     parser.add_argument("--micro", default="", help="further options of `python -m benchmarks micro`")
-    for stage, seconds in {"build": 150, "tests": 150, "sanitizer": 120, "graphs": 60, "micro": 240}.items():
+    for stage, seconds in {
+        "build": 150,
+        "graphs": 90,
+        "tune": 60,
+        "micro": 120,
+        "models": 120,
+        "compiled": 240,
+        "tests": 150,
+        "sanitizer": 120,
+    }.items():
         parser.add_argument(f"--{stage}-limit", type=float, default=seconds, metavar="SECONDS")
     arguments = parser.parse_args()
     arguments.stages = arguments.stages.split(",")
@@ -226,7 +287,7 @@ def main() -> int:
     for outcome in outcomes:
         if outcome.problem:
             print(f"--- {outcome.name}: {outcome.problem}; the end of its log:\n{outcome.log[-2500:]}\n")
-        elif outcome.name == "micro":
+        elif outcome.name in ("micro", "models", "compiled"):
             print(outcome.log)
     place = document["environment"]
     torch_version = place.get("versions", {}).get("torch", "?")
