@@ -26,7 +26,7 @@ struct BackwardArguments {
 
 // dv[n, c] = gate'(v[n, c]) sum_p dz[n, c, p] x[n, c, p], or the sums of each split into partial[n, split, c]
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
     squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, cells);
@@ -88,7 +88,7 @@ inline constexpr int kGradRows = 4;  // that a thread has under way
 // ds[n, c] = sum_r du[n, r] reduce_weight[r, c] / pixels (of dv and expand_weight in the single-layer excitation)
 // The first blocks also write dv where it is not yet there.
 template <class T, bool kMeans, int kSamples>
-__global__ void __launch_bounds__(kThreads, 2) squeeze_excite_backward_layer(const BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backward_layer(const BackwardArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kW = kVectorWidth<T>, kLanes = kGradVectors<kMeans>, kGroups = kThreads / kLanes;
   constexpr int kCount = kW * kSamples, kHeld = spread_count<kCount, kLanes>;
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 2) squeeze_excite_backward_layer(con
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz. The first rows of the
 // grid take the gradients of the weights instead.
 template <class T, bool kChannelsLast, bool kClip>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kGradMapBlocks<T>)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles, const WeightGrads<T> weight_grads) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, shared);

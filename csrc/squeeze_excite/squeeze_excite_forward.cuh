@@ -77,7 +77,7 @@ inline constexpr int kLayerRows = 8;
 // These kernels are all latency: a thread has a vector of inputs of several samples and the weights of several rows for
 // them, all asked for at once, the weights even before the inputs are there.
 template <class T, bool kGates, int kSamples>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kLayerBlocks)
     squeeze_excite_layer(const ForwardArguments<T> a, const int group_warps) {
   using Sum = accumulate_t<T>;
   constexpr int kW = kVectorWidth<T>, kCount = kLayerRows * kSamples;
@@ -146,10 +146,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     a.activated[n * shape.hidden + row] = activate(value, shape.activation);
   }
 }
-
-// The forward's second pass: 64 registers a thread.
-template <class T>
-inline constexpr int kMapBlocks = sizeof(T) == 8 ? 2 : 4;
 
 // y[n, c, p] = output_activation(x[n, c, p] gate(sum_r expand_weight[c, r] hidden[n, r] + expand_bias[c]) + residual)
 template <class T, bool kChannelsLast, bool kResidual>

@@ -192,9 +192,10 @@ inline Plan make_plan(Shape shape, ElementSize size, const Limits& limits, const
   plan.dependent = tuning.dependent && limits.dependent_launches;
   plan.sums = plan_sums(shape, size, limits, tuning, backward);
   const int64_t map_bytes = shape.samples * shape.channels * shape.pixels * size.element;
-  const int64_t map_blocks = map_bytes > limits.l2_bytes / 2 ? tuning.large_map_blocks
-                             : backward                      ? tuning.grad_map_blocks
-                                                             : tuning.map_blocks;
+  int64_t map_blocks = map_bytes > limits.l2_bytes / 2 ? tuning.large_map_blocks
+                       : backward                      ? tuning.grad_map_blocks
+                                                       : tuning.map_blocks;
+  if (limits.compute_capability >= 100) map_blocks = std::min<int64_t>(map_blocks, 3);  // as many as registers allow
   plan.map = plan_map(shape, size, map_blocks * limits.multiprocessors);
   plan.stream_output = (backward ? 3 : 2) * map_bytes > limits.l2_bytes / std::max<int64_t>(1, tuning.streamed_part);
   // In the backward, whole vectors of columns at both ends.

@@ -6,10 +6,20 @@
 
 namespace attnkernels::squeeze_excite {
 
-// Blocks that a multiprocessor must at least have registers for: 80 a thread, 128 for double. Unbounded, the compiler
-// spills a few to reach an occupancy that these kernels do not need.
+// Blocks that a multiprocessor must at least have registers for. Unbounded, the compiler spills a few to reach an
+// occupancy that these kernels do not need; from compute capability 10.0 on it needs a few more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int kFewerBlocks = 1;
+#else
+inline constexpr int kFewerBlocks = 0;
+#endif
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+inline constexpr int kSumBlocks = sizeof(T) == 8 ? 2 : 3;
+template <class T>
+inline constexpr int kMapBlocks = sizeof(T) == 8 ? 2 : 4 - kFewerBlocks;
+template <class T>
+inline constexpr int kGradMapBlocks = sizeof(T) == 8 ? 2 : 3 - kFewerBlocks;
+inline constexpr int kLayerBlocks = 2 - kFewerBlocks;
 
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
