@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "emulation/python.h"
+#include "emulation/scheduler.h"
 #include "layout/layout_launch.h"
 
 namespace attnkernels::emulation {
@@ -23,6 +24,7 @@ void bind_layout(pybind11::module_& module) {
                         .sample_stride = int64_t(sample_stride),
                         .row_stride = int64_t(row_stride)});
     const Result done = layout::transpose(element_bytes, copies.data(), int(copies.size()), nullptr);
+    synchronize();
     if (done.error) throw std::runtime_error(done.error);
   });
 }

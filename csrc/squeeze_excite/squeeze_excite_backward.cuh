@@ -54,19 +54,10 @@ __device__ __forceinline__ void load_logit_grads(const BackwardArguments<T>& a, 
   const int channels = int(a.shape.channels);
   Sum* const grad_logits = a.grad_logits + n * channels;
   if (a.sum_splits == 1) return load_sums(grad_logits, c, channels, grads);
-  const Sum* const partial = a.partial + n * a.sum_splits * channels;
   const Sum* const gates = a.saved + n * a.shape.saved_columns() + channels + a.shape.hidden;
   Sum opened[kCount];
   load_sums(gates, c, channels, opened);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) grads[i] = 0;
-#pragma unroll 8
-  for (int split = 0; split < int(a.sum_splits); ++split) {
-    Sum part[kCount];
-    load_sums(partial + split * channels, c, channels, part);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) grads[i] += part[i];
-  }
+  add_splits(a.partial + n * a.sum_splits * channels, int(a.sum_splits), c, channels, grads);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     grads[i] *= gate_derivative(opened[i], a.shape.gate);

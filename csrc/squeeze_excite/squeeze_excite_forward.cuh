@@ -48,16 +48,7 @@ __device__ __forceinline__ void load_means(const ForwardArguments<T>& a, int64_t
   const int channels = int(a.shape.channels);
   Sum* const saved = a.saved + n * a.shape.saved_columns();
   if (a.sum_splits == 1) return load_sums(saved, c, channels, means);
-  const Sum* const partial = a.partial + n * a.sum_splits * channels;
-#pragma unroll
-  for (int i = 0; i < kW; ++i) means[i] = 0;
-#pragma unroll 8
-  for (int split = 0; split < int(a.sum_splits); ++split) {
-    Sum part[kW];
-    load_sums(partial + split * channels, c, channels, part);
-#pragma unroll
-    for (int i = 0; i < kW; ++i) means[i] += part[i];
-  }
+  add_splits(a.partial + n * a.sum_splits * channels, int(a.sum_splits), c, channels, means);
 #pragma unroll
   for (int i = 0; i < kW; ++i) {
     means[i] /= Sum(a.shape.pixels);

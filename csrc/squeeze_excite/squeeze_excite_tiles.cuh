@@ -142,4 +142,18 @@ __device__ __forceinline__ void load_sums(const Sum* row, int k, int count, Sum 
   for (int i = 0; i < kCount; ++i) values[i] = k + i < count ? row[k + i] : Sum(0);
 }
 
+// Numbers [c, c + kCount) of `channels`, each added up from the sums of splits, in their order; zeros beyond the last.
+template <int kCount, class Sum>
+__device__ __forceinline__ void add_splits(const Sum* partial, int splits, int c, int channels, Sum (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sums[i] = 0;
+#pragma unroll 8
+  for (int split = 0; split < splits; ++split) {
+    Sum part[kCount];
+    load_sums(partial + split * channels, c, channels, part);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] += part[i];
+  }
+}
+
 }  // namespace attnkernels::squeeze_excite

@@ -37,6 +37,7 @@ void check(const std::vector<Case>& cases) {
         {from.back().data(), to.back().data(), c.samples, c.rows, c.columns, c.sample_stride(), c.row_stride()});
   }
   const auto done = attnkernels::layout::transpose(sizeof(T), copies.data(), int(copies.size()), nullptr);
+  cudaDeviceSynchronize();
   if (done.error) {
     std::printf("%s: %s\n", done.kernel, done.error);
     ++failures;
