@@ -79,9 +79,8 @@ inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarTyp
     expected *= std::max<int64_t>(shape[axis], 1);
   }
   AtenTensorHandle handle;
-  check_call(
-      aoti_torch_empty_strided(rank, shape.data(), strides, int32_t(dtype), device_type, device_index, &handle),
-      "aoti_torch_empty_strided");
+  check_call(aoti_torch_empty_strided(rank, shape.data(), strides, int32_t(dtype), device_type, device_index, &handle),
+             "aoti_torch_empty_strided");
   Tensor result(handle);
 #ifdef ATTNKERNELS_EMULATED
   torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN());
