@@ -17,8 +17,10 @@ inline bool samples_share_weights(int64_t blocks, int64_t samples, int64_t split
 // run(first sample, count): all samples together, but for those beyond a grid's limit
 template <class Run>
 Result for_each_part(int64_t samples, const Plan& plan, Run run) {
-  for (int64_t first = 0; first < samples; first += plan.samples_at_once)
-    if (const Result done = run(first, std::min(plan.samples_at_once, samples - first)); done.error) return done;
+  for (int64_t first = 0; first < samples; first += plan.samples_at_once) {
+    const Result done = run(first, std::min(plan.samples_at_once, samples - first));
+    if (done.error) return done;
+  }
   return {};
 }
 
