@@ -305,6 +305,9 @@ int main(int count, char** arguments) {
             if (failures) return finish();
           }
     }
+  // Splits, of columns of odd channels and of planes.
+  check<float>({2, 5, 3, 1100, true}, kPaths[1], true, DataType::kFloat, 2e-5, seed);
+  if (!kWatchesOrder) check<float>({2, 1, 1, 8300}, kPaths[1], false, DataType::kFloat, 2e-5, seed);
   // Layers of more rows, columns and inputs than a block takes at once, and of several samples; tiles of weights.
   if (!kWatchesOrder) {
     const auto large = [](int64_t samples, int64_t channels, int64_t hidden, int64_t pixels) {
