@@ -121,10 +121,6 @@ int attribute_value(cudaDeviceAttr attribute) {
       return device.registers_per_multiprocessor;
     case cudaDevAttrL2CacheSize:
       return device.l2_bytes;
-    case cudaDevAttrMemoryClockRate:
-      return device.memory_clock_khz;
-    case cudaDevAttrGlobalMemoryBusWidth:
-      return device.memory_bus_bits;
     case cudaDevAttrWarpSize:
       return 32;
     case cudaDevAttrCooperativeLaunch:

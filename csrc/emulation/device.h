@@ -25,7 +25,6 @@ struct Device {
   int shared_reserved_per_block = 1024;
   int registers_per_multiprocessor = 64 * 1024;
   int l2_bytes = 50 * 1024 * 1024;
-  int memory_clock_khz = 2619000, memory_bus_bits = 5120;
 };
 
 extern Device device;

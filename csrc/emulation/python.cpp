@@ -34,8 +34,6 @@ constexpr Field kDeviceFields[] = {
     {"shared_reserved_per_block", &Device::shared_reserved_per_block},
     {"registers_per_multiprocessor", &Device::registers_per_multiprocessor},
     {"l2_bytes", &Device::l2_bytes},
-    {"memory_clock_khz", &Device::memory_clock_khz},
-    {"memory_bus_bits", &Device::memory_bus_bits},
 };
 
 constexpr const char* kClusterGroups = "cluster_groups";  // Device::cluster_groups, a list

@@ -13,18 +13,18 @@ DEVICES = {
     "T4": {
         "major": 7, "minor": 5, "multiprocessors": 40, "shared_per_block_opt_in": 64 << 10,
         "shared_per_multiprocessor": 64 << 10, "shared_reserved_per_block": 0, "threads_per_multiprocessor": 1024,
-        "blocks_per_multiprocessor": 16, "l2_bytes": 4 << 20, "memory_clock_khz": 5001000, "memory_bus_bits": 256,
+        "blocks_per_multiprocessor": 16, "l2_bytes": 4 << 20,
     },
     "A100": {
         "major": 8, "minor": 0, "multiprocessors": 108, "shared_per_block_opt_in": 163 << 10,
-        "shared_per_multiprocessor": 164 << 10, "l2_bytes": 40 << 20, "memory_clock_khz": 1215000,
+        "shared_per_multiprocessor": 164 << 10, "l2_bytes": 40 << 20,
     },
     "H100": {},
     "eight multiprocessors": {"multiprocessors": 8},
     "small shared memory": {
         "major": 12, "minor": 0, "multiprocessors": 170, "shared_per_block_opt_in": 99 << 10,
         "shared_per_multiprocessor": 100 << 10, "threads_per_multiprocessor": 1536, "blocks_per_multiprocessor": 24,
-        "l2_bytes": 96 << 20, "memory_clock_khz": 14001000, "memory_bus_bits": 512,
+        "l2_bytes": 96 << 20,
     },
 }  # fmt: skip
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}

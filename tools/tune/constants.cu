@@ -1,90 +1,24 @@
 // The numbers of a GPU that decide how kernels are planned; one line of JSON for each: limits, what a launch in a graph
 // costs (plain, dependent, cooperative, clusters), barriers, clusters that run at once, rates of copies by size and
 // bytes in flight, of memory copies as nodes, and of reading again what the cache holds.
-#include <cooperative_groups.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <vector>
+#include "common/language.cuh"
+#include "tune/timing.cuh"
 
 namespace cg = cooperative_groups;
+using attnkernels::LaunchConfig;
+using attnkernels::tune::Buffer;
+using attnkernels::tune::Chain;
 
-#define CHECK(call)                                                                              \
-  do {                                                                                           \
-    const cudaError_t error_ = (call);                                                           \
-    if (error_ != cudaSuccess) {                                                                 \
-      std::printf("{\"failed\": \"%s\", \"line\": %d}\n", cudaGetErrorString(error_), __LINE__); \
-      std::exit(1);                                                                              \
-    }                                                                                            \
-  } while (0)
-
-constexpr int kRounds = 9;
-
-// Microseconds per replay of a captured graph, median of kRounds.
-double replay(const std::function<void(cudaStream_t)>& record, int replays) {
-  cudaStream_t stream;
-  CHECK(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  record(stream);
-  CHECK(cudaStreamEndCapture(stream, &graph));
-  CHECK(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin, end;
-  CHECK(cudaEventCreate(&begin));
-  CHECK(cudaEventCreate(&end));
-  std::vector<double> times;
-  for (int round = 0; round <= kRounds; ++round) {
-    CHECK(cudaEventRecord(begin, stream));
-    for (int i = 0; i < replays; ++i) CHECK(cudaGraphLaunch(executable, stream));
-    CHECK(cudaEventRecord(end, stream));
-    CHECK(cudaStreamSynchronize(stream));
-    float milliseconds = 0;
-    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-    if (round) times.push_back(milliseconds * 1e3 / replays);  // the first one warms up
-  }
-  std::sort(times.begin(), times.end());
-  CHECK(cudaGraphExecDestroy(executable));
-  CHECK(cudaGraphDestroy(graph));
-  CHECK(cudaStreamDestroy(stream));
-  return times[times.size() / 2];
+// Microseconds per replay of a graph of that chain.
+double replay(const Chain& chain, int replays) {
+  static attnkernels::tune::Timer timer;
+  return timer.warm(chain, 9, 1, replays);
 }
 
-struct Launch {
-  dim3 grid, block;
-  size_t shared = 0;
-  bool dependent = false, cooperative = false;
-  int cluster = 0;
-};
-
-template <class... Arguments>
-void launch(const Launch& how, cudaStream_t stream, void (*kernel)(Arguments...), Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared;
+template <class... Parameters, class... Arguments>
+void launch_on(cudaStream_t stream, LaunchConfig config, void (*kernel)(Parameters...), Arguments... arguments) {
   config.stream = stream;
-  cudaLaunchAttribute attributes[3];
-  int count = 0;
-  if (how.dependent) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (how.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count++].val.cooperative = 1;
-  }
-  if (how.cluster) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {unsigned(how.cluster), 1, 1};
-  }
-  config.attrs = attributes;
-  config.numAttrs = count;
-  CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  TUNE_CHECK(attnkernels::launch(config, kernel, arguments...));
 }
 
 __global__ void empty_kernel(int* word) {
@@ -93,8 +27,8 @@ __global__ void empty_kernel(int* word) {
 
 // Starts early, then waits for the grid before it.
 __global__ void dependent_kernel(int* word) {
-  cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
+  attnkernels::launch_dependent_grids();
+  attnkernels::wait_for_primary_grid();
   if (word && threadIdx.x == 9999) *word = 1;
 }
 
@@ -164,8 +98,8 @@ void node_latencies(int multiprocessors) {
       return replay(
                  [&](cudaStream_t stream) {
                    for (int i = 0; i < kChain; ++i)
-                     launch({dim3(blocks), dim3(256), 0, dependent && i > 0}, stream, kernel,
-                            static_cast<int*>(nullptr));
+                     launch_on(stream, {.grid = dim3(blocks), .block = dim3(256), .dependent = dependent && i > 0},
+                               kernel, static_cast<int*>(nullptr));
                  },
                  20) /
              kChain;
@@ -176,18 +110,19 @@ void node_latencies(int multiprocessors) {
   for (const int count : {0, 16}) {
     const double us = replay(
         [&](cudaStream_t stream) {
-          launch({dim3(multiprocessors), dim3(256), 0, false, true}, stream, grid_barriers, count);
+          launch_on(stream, {.grid = dim3(multiprocessors), .block = dim3(256), .cooperative = true}, grid_barriers,
+                    count);
         },
         20);
     std::printf("{\"what\": \"cooperative\", \"barriers\": %d, \"us\": %.3f}\n", count, us);
   }
-  CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  TUNE_CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   for (const int size : {2, 4, 8, 16})
     for (const int count : {1, 64}) {
       const double us = replay(
           [&](cudaStream_t stream) {
-            launch({dim3(multiprocessors / size * size), dim3(256), 0, false, false, size}, stream, cluster_barriers,
-                   count);
+            launch_on(stream, {.grid = dim3(multiprocessors / size * size), .block = dim3(256), .cluster = dim3(size)},
+                      cluster_barriers, count);
           },
           20);
       std::printf("{\"what\": \"cluster\", \"size\": %d, \"barriers\": %d, \"us\": %.3f}\n", size, count, us);
@@ -198,7 +133,7 @@ void active_clusters(int most_shared) {
   for (const int size : {1, 2, 4, 8, 16})
     for (const int kib : {0, 50, 100, 200}) {
       const int shared = std::min(kib * 1024, most_shared);
-      CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+      TUNE_CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(size * 64);
       config.blockDim = dim3(256);
@@ -215,7 +150,7 @@ void active_clusters(int most_shared) {
           shared, clusters, cudaGetErrorString(error));
       cudaGetLastError();
     }
-  CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeMaxDynamicSharedMemorySize, 0));
+  TUNE_CHECK(cudaFuncSetAttribute(cluster_barriers, cudaFuncAttributeMaxDynamicSharedMemorySize, 0));
 }
 
 template <int kVectors, bool kStreaming>
@@ -229,7 +164,8 @@ void copy_rates(const uint4* x, uint4* y, int multiprocessors) {
       const int replays = mib >= 100 ? 3 : 20;
       const double us = replay(
           [&](cudaStream_t stream) {
-            launch({dim3(unsigned(blocks)), dim3(256)}, stream, copy_kernel<kVectors, kStreaming>, x, y, count);
+            launch_on(stream, {.grid = dim3(unsigned(blocks)), .block = dim3(256)}, copy_kernel<kVectors, kStreaming>,
+                      x, y, count);
           },
           replays);
       std::printf(
@@ -241,7 +177,7 @@ void copy_rates(const uint4* x, uint4* y, int multiprocessors) {
 
 int main() {
   cudaDeviceProp device;
-  CHECK(cudaGetDeviceProperties(&device, 0));
+  TUNE_CHECK(cudaGetDeviceProperties(&device, 0));
   std::printf(
       "{\"what\": \"device\", \"name\": \"%s\", \"capability\": %d, \"multiprocessors\": %d, \"l2_bytes\": %d, "
       "\"shared_per_block\": %zu, \"shared_per_sm\": %zu, \"persisting_l2\": %d}\n",
@@ -249,19 +185,16 @@ int main() {
       device.sharedMemPerBlockOptin, device.sharedMemPerMultiprocessor, device.persistingL2CacheMaxSize);
   const int multiprocessors = device.multiProcessorCount;
   constexpr int64_t kBytes = int64_t(1) << 30;
-  void *x = nullptr, *y = nullptr;
-  unsigned* sums = nullptr;
-  CHECK(cudaMalloc(&x, kBytes));
-  CHECK(cudaMalloc(&y, kBytes));
-  CHECK(cudaMalloc(&sums, 1 << 20));
-  fill_kernel<<<4 * multiprocessors, 256>>>(static_cast<unsigned*>(x), kBytes / 4);
-  CHECK(cudaGetLastError());
-  CHECK(cudaDeviceSynchronize());
+  const Buffer<uint4> x(kBytes / 16), y(kBytes / 16);
+  const Buffer<unsigned> sums(1 << 18);
+  fill_kernel<<<4 * multiprocessors, 256>>>(reinterpret_cast<unsigned*>(x.data()), kBytes / 4);
+  TUNE_CHECK(cudaGetLastError());
+  TUNE_CHECK(cudaDeviceSynchronize());
 
   node_latencies(multiprocessors);
   active_clusters(int(device.sharedMemPerBlockOptin));
-  const auto* from = static_cast<const uint4*>(x);
-  auto* to = static_cast<uint4*>(y);
+  const uint4* const from = x.data();
+  uint4* const to = y.data();
   copy_rates<1, false>(from, to, multiprocessors);
   copy_rates<2, false>(from, to, multiprocessors);
   copy_rates<4, false>(from, to, multiprocessors);
@@ -269,7 +202,10 @@ int main() {
   copy_rates<4, true>(from, to, multiprocessors);
   for (const int64_t mib : {100, 500, 512, 1000}) {
     const double us = replay(
-        [&](cudaStream_t stream) { CHECK(cudaMemcpyAsync(y, x, mib << 20, cudaMemcpyDeviceToDevice, stream)); }, 3);
+        [&](cudaStream_t stream) {
+          TUNE_CHECK(cudaMemcpyAsync(to, from, mib << 20, cudaMemcpyDeviceToDevice, stream));
+        },
+        3);
     std::printf("{\"what\": \"memcpy node\", \"mib\": %ld, \"us\": %.3f, \"tb_s\": %.3f}\n", long(mib), us,
                 2.0 * double(mib << 20) / us * 1e-6);
   }
@@ -278,16 +214,14 @@ int main() {
     const double us = replay(
                           [&](cudaStream_t stream) {
                             for (int i = 0; i < 8; ++i)
-                              launch({dim3(8 * multiprocessors), dim3(256)}, stream, read_kernel<4>, from, sums, count);
+                              launch_on(stream, {.grid = dim3(8 * multiprocessors), .block = dim3(256)}, read_kernel<4>,
+                                        from, sums.data(), count);
                           },
                           3) /
                       8;
     std::printf("{\"what\": \"read again\", \"mib\": %ld, \"us\": %.3f, \"tb_s\": %.3f}\n", long(mib), us,
                 double(mib << 20) / us * 1e-6);
   }
-  CHECK(cudaFree(x));
-  CHECK(cudaFree(y));
-  CHECK(cudaFree(sums));
-  CHECK(cudaDeviceSynchronize());
+  TUNE_CHECK(cudaDeviceSynchronize());
   return 0;
 }

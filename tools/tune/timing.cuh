@@ -116,14 +116,14 @@ class Timer {
   cudaStream_t stream() const { return stream_; }
 
   // Microseconds of one chain of launches, in a graph of many: its data are in the cache where they fit.
-  double warm(const Chain& chain, int rounds = 5) {
-    const cudaGraphExec_t graph = record(chain, kChains);
+  double warm(const Chain& chain, int rounds = 5, int chains = 20, int replays = 5) {
+    const cudaGraphExec_t graph = record(chain, chains);
     std::vector<double> times;
     for (int round = 0; round <= rounds; ++round) {
       const double us = run([&] {
-        for (int i = 0; i < kReplays; ++i) TUNE_CHECK(cudaGraphLaunch(graph, stream_));
+        for (int i = 0; i < replays; ++i) TUNE_CHECK(cudaGraphLaunch(graph, stream_));
       });
-      if (round) times.push_back(us / (kReplays * kChains));
+      if (round) times.push_back(us / (replays * chains));  // the first one warms up
     }
     TUNE_CHECK(cudaGraphExecDestroy(graph));
     return median(times);
@@ -143,8 +143,6 @@ class Timer {
   }
 
  private:
-  static constexpr int kChains = 20, kReplays = 5;
-
   cudaGraphExec_t record(const Chain& chain, int count) {
     cudaGraph_t graph;
     cudaGraphExec_t executable;
