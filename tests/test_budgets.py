@@ -97,8 +97,10 @@ VALUES = {"float32": 2, "bfloat16": 1}
 def criss_cross_reads(case: str, dtype: str) -> dict[str, int]:
     """Of the maps that a case is given."""
     values = VALUES[dtype]
-    if case == "attention, forward" and dtype == "bfloat16":
+    if dtype == "bfloat16" and case == "attention, forward":
         return dict.fromkeys(("query", "key", "value"), 1 + 1)
+    if dtype == "bfloat16" and case == "attention, backward":  # delta reads grad_out and out
+        return {"query": 2 * (1 + 1), "key": 2 * (1 + 1), "value": 1 + 1, "grad_out": 1 + 1 + 1, "out": 1}
     return {
         "attention, forward": {"query": values * LINES, "key": values * LINES, "value": LINES},
         "attention, backward": {

@@ -1,7 +1,8 @@
 // Launchers of criss_cross_attention and its backward.
 #include "criss_cross/criss_cross.cuh"
 #include "criss_cross/criss_cross_dispatch.cuh"
-#include "criss_cross/criss_cross_line.cuh"
+#include "criss_cross/criss_cross_line_backward.cuh"
+#include "criss_cross/criss_cross_line_forward.cuh"
 
 namespace attnkernels::criss_cross {
 
@@ -34,26 +35,36 @@ Device current_device() {
   return found;
 }
 
-int64_t line_tiles(int64_t pixels) { return tiles_of(pixels, LineTile::kPixels); }
-
-template <class T, int kStages, int kMostTiles>
-Result launch_lines(const AttentionPass<T>& pass, int64_t samples, bool dependent, void* stream) {
-  const int64_t rests = tiles_of(pass.value_channels, kStages * LineTile::kChannels);
-  LaunchConfig config;
-  config.grid = dim3(unsigned(samples * pass.lines.count * rests));
-  config.block = dim3(unsigned(32 * line_tiles(pass.lines.length)));
-  config.shared_bytes = LineTile::shared_bytes(line_tiles(pass.lines.length), kStages);
-  config.dependent = dependent;
-  config.stream = static_cast<cudaStream_t>(stream);
-  return result("criss_cross_attention_line",
-                launch(config, criss_cross_attention_line<T, kStages, kMostTiles>, pass, uint32_t(rests)));
+// Tiles of the instance that lines are in, which are not longer than the longest.
+int line_tiles(int64_t pixels) {
+  for (const int tiles : kLineTiles)
+    if (pixels <= tiles * LineTile::kPixels) return tiles;
+  return 0;
 }
 
-// One instance of the registers for 112 pixels, which CCNet's crops of 769 and 97 need, one for what is longer.
+// run(integral_constant tiles) for lines of these pixels.
+template <size_t kAt = 0, class Run>
+Result with_line_tiles(int64_t pixels, Run run) {
+  constexpr int kTiles = kLineTiles[kAt];
+  if constexpr (kAt + 1 < std::size(kLineTiles)) {
+    if (pixels > kTiles * LineTile::kPixels) return with_line_tiles<kAt + 1>(pixels, run);
+  }
+  return run(std::integral_constant<int, kTiles>{});
+}
+
 template <class T, int kStages>
 Result launch_lines(const AttentionPass<T>& pass, int64_t samples, bool dependent, void* stream) {
-  return line_tiles(pass.lines.length) <= 7 ? launch_lines<T, kStages, 7>(pass, samples, dependent, stream)
-                                            : launch_lines<T, kStages, 8>(pass, samples, dependent, stream);
+  return with_line_tiles(pass.lines.length, [&](auto tiles) {
+    const int64_t rests = tiles_of(pass.value_channels, kStages * LineTile::kChannels);
+    LaunchConfig config;
+    config.grid = dim3(unsigned(samples * pass.lines.count * rests));
+    config.block = dim3(32 * tiles);
+    config.shared_bytes = line_shared_bytes(tiles, kStages);
+    config.dependent = dependent;
+    config.stream = static_cast<cudaStream_t>(stream);
+    return result("criss_cross_attention_line",
+                  launch(config, criss_cross_attention_line<T, kStages, tiles>, pass, uint32_t(rests)));
+  });
 }
 
 template <class T>
@@ -70,18 +81,36 @@ Result attention_pass(const AttentionPass<T>& pass, const Shape& shape, const Fo
 
 }  // namespace
 
-bool fits_lines(DataType type, const AttentionForward<void, void>& arguments, int line_channels) {
-  const Shape& shape = arguments.shape;
+namespace {
+
+int64_t longest_line(const Shape& shape) { return std::max({shape.depth, shape.height, shape.width}); }
+
+// Whether whole lines can be had in blocks with these shared bytes, so many of them to a line.
+bool takes_lines(DataType type, const Shape& shape, std::initializer_list<const void*> inputs, size_t shared_bytes,
+                 int64_t blocks) {
   const Device device = current_device();
-  if (element_bytes(type) != 2 || device.capability < 80) return false;
+  if (element_bytes(type) != 2 || device.capability < 80 || !shape.pixels()) return false;
   if (shape.query_channels < 1 || shape.query_channels > LineTile::kChannels || shape.query_channels % 8) return false;
   if (shape.value_channels < 1 || shape.value_channels > 1 << 20 || shape.value_channels % 8) return false;
-  const int64_t longest = std::max({shape.depth, shape.height, shape.width});
-  if (longest > LineTile::kMostPixels) return false;
+  for (const void* input : inputs)
+    if (misalignment(static_cast<const char*>(input))) return false;
   const int64_t lines = shape.samples * shape.pixels() / std::min({shape.depth, shape.height, shape.width});
-  return LineTile::shared_bytes(line_tiles(longest), line_channels / LineTile::kChannels) <=
-             size_t(device.shared_bytes) &&
-         lines * tiles_of(shape.value_channels, line_channels) < int64_t(1) << 31;
+  return longest_line(shape) <= LineTile::kMostPixels && shared_bytes <= size_t(device.shared_bytes) &&
+         lines * blocks < int64_t(1) << 31;
+}
+
+}  // namespace
+
+bool fits_lines(DataType type, const AttentionForward<void, void>& arguments, int line_channels) {
+  const Shape& shape = arguments.shape;
+  return takes_lines(type, shape, {arguments.query, arguments.key, arguments.value},
+                     line_shared_bytes(line_tiles(longest_line(shape)), line_channels / LineTile::kChannels),
+                     tiles_of(shape.value_channels, line_channels));
+}
+
+bool fits_lines(DataType type, const AttentionBackward<void, void>& arguments) {
+  return takes_lines(type, arguments.shape, {arguments.query, arguments.key, arguments.value, arguments.grad_out},
+                     line_backward_shared_bytes(line_tiles(longest_line(arguments.shape))), 1);
 }
 
 ForwardPlan choose_forward(DataType type, const AttentionForward<void, void>& arguments) {
@@ -90,6 +119,10 @@ ForwardPlan choose_forward(DataType type, const AttentionForward<void, void>& ar
   const auto padded = [&](int width) { return tiles_of(arguments.shape.value_channels, width) * width; };
   const int channels = kLineChannels[padded(kLineChannels[1]) == padded(kLineChannels[0])];
   return {fits_lines(type, arguments, channels) ? channels : 0, has_dependent_launches(current_device().capability)};
+}
+
+BackwardPlan choose_backward(DataType type, const AttentionBackward<void, void>& arguments) {
+  return {fits_lines(type, arguments), has_dependent_launches(current_device().capability)};
 }
 
 Result attention(DataType type, const AttentionForward<void, void>& arguments, const ForwardPlan& plan, void* stream) {
@@ -137,7 +170,52 @@ Result gradient(GradientPass<T> pass, const Shape& shape, void* result, void* wo
 
 }  // namespace
 
-Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, void* stream) {
+namespace {
+
+template <class T>
+Result launch_gradient_lines(const GradientLinePass<T>& pass, int64_t samples, bool dependent, void* stream) {
+  return with_line_tiles(pass.lines.length, [&](auto tiles) {
+    LaunchConfig config;
+    config.grid = dim3(unsigned(samples * pass.lines.count));
+    config.block = dim3(line_backward_threads(tiles));
+    config.shared_bytes = line_backward_shared_bytes(tiles);
+    config.dependent = dependent;
+    config.stream = static_cast<cudaStream_t>(stream);
+    return result("criss_cross_gradient_line", launch(config, criss_cross_gradient_line<T, tiles>, pass));
+  });
+}
+
+// All gradients by whole lines. The first pass is launched plainly: beside the delta's kernel its blocks would crowd on
+// the multiprocessors that are free first (89 : 72 us at 97 x 97, 64 and 512 channels on an H100).
+template <class T>
+Result gradient_lines(const AttentionBackward<void, void>& arguments, bool dependent, void* stream) {
+  GradientLinePass<T> pass{};
+  pass.query_channels = arguments.shape.query_channels;
+  pass.value_channels = arguments.shape.value_channels;
+  pass.query = static_cast<const T*>(arguments.query);
+  pass.key = static_cast<const T*>(arguments.key);
+  pass.value = static_cast<const T*>(arguments.value);
+  pass.grad_out = static_cast<const T*>(arguments.grad_out);
+  pass.log_sum_exp = static_cast<const float*>(arguments.log_sum_exp);
+  pass.delta = static_cast<const float*>(arguments.delta);
+  pass.partial_query = static_cast<float*>(arguments.partial_grad_query);
+  pass.partial_key = static_cast<float*>(arguments.partial_grad_key);
+  pass.partial_value = static_cast<float*>(arguments.partial_grad_value);
+  pass.grad_query = static_cast<T*>(arguments.grad_query);
+  pass.grad_key = static_cast<T*>(arguments.grad_key);
+  pass.grad_value = static_cast<T*>(arguments.grad_value);
+  return for_each_pass(arguments.shape, [&](const Lines& lines, Axis, bool first, bool last) {
+    pass.lines = lines;
+    pass.is_first = first;
+    pass.is_last = last;
+    return launch_gradient_lines(pass, arguments.shape.samples, dependent && !first, stream);
+  });
+}
+
+}  // namespace
+
+Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, const BackwardPlan& plan,
+                          void* stream) {
   const Shape& shape = arguments.shape;
   const int64_t count = shape.samples * shape.pixels();
   if (!count) return {};
@@ -157,6 +235,9 @@ Result attention_backward(DataType type, const AttentionBackward<void, void>& ar
       done = launch_blocks("criss_cross_delta", tiles_of(count, kDeltaThreads / 32), kDeltaThreads, stream,
                            criss_cross_delta<T>, grad_out, static_cast<const T*>(arguments.out), delta, count,
                            shape.value_channels);
+    if constexpr (sizeof(T) == 2) {
+      if (plan.by_lines) return done.error ? done : gradient_lines<T>(arguments, plan.dependent, stream);
+    }
     if (!done.error && arguments.grad_query) {
       pass.query_rows = true;
       pass.row_a = query, pass.column_a = key, pass.row_b = grad_out, pass.column_b = value;

@@ -23,22 +23,31 @@ inline int64_t forward_statistics(const Shape& shape) {
   return (count_passes(shape) - 1) * 2 * shape.samples * shape.pixels();
 }
 
-// How the forward is computed: by tiles of a line's pixels, as everything can be, or by whole lines on tensor cores.
+// How a pass is computed: by tiles of a line's pixels, as everything can be, or by whole lines on tensor cores.
 struct ForwardPlan {
   int line_channels;  // value channels of a block that has a whole line; 0: tiles
   bool dependent;     // whether passes over lines start before the pass before has ended
 };
+struct BackwardPlan {
+  bool by_lines, dependent;
+};
 
-// The plan for the current device.
+// The plans for the current device.
 ForwardPlan choose_forward(DataType type, const AttentionForward<void, void>& arguments);
+BackwardPlan choose_backward(DataType type, const AttentionBackward<void, void>& arguments);
 // Whether whole lines can be had there.
 bool fits_lines(DataType type, const AttentionForward<void, void>& arguments, int line_channels);
+bool fits_lines(DataType type, const AttentionBackward<void, void>& arguments);
 
 Result attention(DataType type, const AttentionForward<void, void>& arguments, const ForwardPlan& plan, void* stream);
 inline Result attention(DataType type, const AttentionForward<void, void>& arguments, void* stream) {
   return attention(type, arguments, choose_forward(type, arguments), stream);
 }
-Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, void* stream);
+Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, const BackwardPlan& plan,
+                          void* stream);
+inline Result attention_backward(DataType type, const AttentionBackward<void, void>& arguments, void* stream) {
+  return attention_backward(type, arguments, choose_backward(type, arguments), stream);
+}
 Result affinity(DataType type, const Affinity<void>& arguments, void* stream);
 Result affinity_backward(DataType type, const AffinityBackward<void, void>& arguments, void* stream);
 Result aggregate(DataType type, const Aggregate<void, void>& arguments, void* stream);

@@ -287,8 +287,9 @@ def test_memory_held_and_at_most():
     [
         (torch.bfloat16, 97, False, "cuda"),
         (torch.float16, 128, False, "cuda"),
-        (torch.bfloat16, 97, True, "triton"),  # its backward is the faster one
+        (torch.bfloat16, 97, True, "cuda"),
         (torch.bfloat16, 129, False, "triton"),
+        (torch.bfloat16, 129, True, "triton"),
         (torch.float32, 97, True, "cuda"),
         (torch.float32, 129, False, "cuda"),
     ],
@@ -296,5 +297,3 @@ def test_memory_held_and_at_most():
 def test_auto_prefers_on_a_gpu_what_was_measured_to_be_faster(dtype, side, trains, first):
     value = torch.empty(1, 8, side, 4, dtype=dtype, device="meta", requires_grad=trains)
     assert _attention_on_gpu(value)[0] == first
-    with torch.no_grad():
-        assert _attention_on_gpu(value) == _attention_on_gpu(value.detach())

@@ -149,7 +149,7 @@ struct Checker {
     std::printf("%s%s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
     ++failures;
   }
-  void expect(const char* what, const Numbers& got, const Numbers& want, double allowed, double terms = 0) {
+  void expect(const std::string& what, const Numbers& got, const Numbers& want, double allowed, double terms = 0) {
     compare(name + what, got, want, allowed, terms);
   }
 
@@ -168,29 +168,41 @@ struct Checker {
       if (line_channels && !cc::fits_lines(type, arguments, line_channels)) return;
       run("attention", cc::attention(type, arguments, cc::ForwardPlan{line_channels, true}, nullptr));
       const std::string which = ", lines of " + std::to_string(line_channels);
-      expect(("out" + which).c_str(), out.doubles(), want.out, tolerance);
-      expect(("log_sum_exp" + which).c_str(), log_sum_exp.doubles(), want.log_sum_exp,
-             std::is_same_v<T, double> ? 1e-13 : 1e-5);
+      expect("out" + which, out.doubles(), want.out, tolerance);
+      expect("log_sum_exp" + which, log_sum_exp.doubles(), want.log_sum_exp, std::is_same_v<T, double> ? 1e-13 : 1e-5);
     };
     for (const int line_channels : {256, 128, 0}) forward(line_channels);
     auto out_given = given(kOut, out);
     auto log_sum_exp_given = given(kLogSumExp, log_sum_exp);
     // Gradients of energies are differences of terms as large as the largest of all gradients.
     const double terms = std::max({largest(want.grad_query), largest(want.grad_key), largest(want.grad_value)});
-    for (const int needs : {7, 1, 2, 4}) {
+    const auto backward = [&](bool by_lines, int needs) {
+      const std::string which = std::string(by_lines ? ", lines" : ", tiles") + ", needs " + std::to_string(needs);
       Buffer<T> grads[3] = {Buffer<T>(count * Q), Buffer<T>(count * Q), Buffer<T>(count * C)};
       Buffer<Sum> partials[3] = {partial(Q), partial(Q), partial(C)};
       const auto wanted = [&](int i) { return needs >> i & 1 ? grads[i].data() : nullptr; };
-      run("attention_backward",
-          cc::attention_backward(type,
-                                 {shape, grad_out.data(), query.data(), key.data(), value.data(), out_given.data(),
-                                  log_sum_exp_given.data(), delta.data(), wanted(0), wanted(1), wanted(2),
-                                  partials[0].data(), partials[1].data(), partials[2].data()},
-                                 nullptr));
-      if (needs & 1) expect("grad_query", grads[0].doubles(), want.grad_query, 2 * tolerance, terms);
-      if (needs & 2) expect("grad_key", grads[1].doubles(), want.grad_key, 2 * tolerance, terms);
-      if (needs & 4) expect("grad_value", grads[2].doubles(), want.grad_value, tolerance);
-    }
+      const cc::AttentionBackward<void, void> arguments{shape,
+                                                        grad_out.data(),
+                                                        query.data(),
+                                                        key.data(),
+                                                        value.data(),
+                                                        out_given.data(),
+                                                        log_sum_exp_given.data(),
+                                                        delta.data(),
+                                                        wanted(0),
+                                                        wanted(1),
+                                                        wanted(2),
+                                                        partials[0].data(),
+                                                        partials[1].data(),
+                                                        partials[2].data()};
+      if (by_lines && !cc::fits_lines(type, arguments)) return;
+      run("attention_backward", cc::attention_backward(type, arguments, cc::BackwardPlan{by_lines, true}, nullptr));
+      if (needs & 1) expect("grad_query" + which, grads[0].doubles(), want.grad_query, 2 * tolerance, terms);
+      if (needs & 2) expect("grad_key" + which, grads[1].doubles(), want.grad_key, 2 * tolerance, terms);
+      if (needs & 4) expect("grad_value" + which, grads[2].doubles(), want.grad_value, tolerance);
+    };
+    for (const bool by_lines : {false, true})
+      for (const int needs : {7, 1, 2, 4}) backward(by_lines, needs);
   }
 
   // Aggregate, and its backward, whose kernels are those of affinity with the roles exchanged.
@@ -254,6 +266,7 @@ int main(int count, char** arguments) {
       {1, 70, 130, 1, 1, 2},                                                // two tiles of channels
       {1, 16, 72, 1, 2, 19},  {1, 8, 8, 2, 2, 17},                          // lines on tensor cores: parts of tiles
       {1, 64, 264, 1, 1, 33},                                               // and of blocks
+      {1, 8, 8, 1, 1, 115},                                                 // eight warps
   };
   for (const Case& c : cases) {
     check<float>(c, DataType::kFloat, 2e-5, seed);

@@ -10,8 +10,9 @@ S = the tiles of a row + those of a column, and V = the tiles of value channels 
 value S times. A row of 72 pixels has two tiles, a column of two pixels one: S = 3 here, as on any map of up to 128 x 64.
 On a GPU the repeats come from the L2 cache, which holds the maps of a sample.
 
-The forward of the attention in 16 bits takes a block to a whole line of up to 128 pixels instead, which is read once for
-every 128 or 256 value channels: twice here, in the column pass and the row pass.
+The attention in 16 bits takes a block to a whole line of up to 128 pixels instead. The forward reads it once for every
+128 or 256 value channels: twice here, in the column pass and the row pass. The backward reads values and grad_out once a
+pass, queries and keys twice, for the energies and for their gradients.
 
 Maps are read 16 bytes at a time. Results leave the registers of a matrix product as these lie there: 4 bytes at a time,
 of a pixel a sector in float32, half of one in 16 bits. Rows of an affinity have H + W - 1 entries and are not aligned:
