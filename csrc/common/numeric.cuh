@@ -100,6 +100,11 @@ __device__ __forceinline__ Vector<T, kWidth> load(const T* from) {
 }
 
 template <int kWidth, class T>
+__device__ __forceinline__ Vector<T, kWidth> load(const T* from, Reuse reuse) {
+  return reuse == Reuse::kOnce ? load<kWidth, Reuse::kOnce>(from) : load<kWidth>(from);
+}
+
+template <int kWidth, class T>
 __device__ __forceinline__ void store(T* to, const Vector<T, kWidth>& value, Reuse reuse = Reuse::kLikely) {
 #ifndef ATTNKERNELS_EMULATED
   if constexpr (sizeof(Vector<T, kWidth>) == 16) {

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(32 * kTiles, 2)
   commit_copies();
 #pragma unroll
   for (int stage = 0; stage < kStages; ++stage) {
-    copy_line<kTiles, 32 * kTiles>(values + stage * kSize, pass.value, place, value_channels, channel + stage * Tile::kChannels);
+    copy_line<kTiles, 32 * kTiles>(values + stage * kSize, pass.value, place, value_channels,
+                                   channel + stage * Tile::kChannels);
     commit_copies();
   }
 
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(32 * kTiles, 2)
     LineSums<4> out = {};
     add_weighted<T, kTiles, 4>(
         out,
-        [&](int t, uint32_t(&to)[4]) {
+        [&](int t, uint32_t (&to)[4]) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) to[i] = weights[t][i];
         },

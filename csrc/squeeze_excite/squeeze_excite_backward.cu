@@ -82,6 +82,7 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   a.shape = shape;
   a.layer_in_map = plan.layer_in_map;
   a.sum_splits = plan.sums.splits;
+  a.x_reuse = plan.stream_input ? Reuse::kOnce : Reuse::kLikely;
   a.output_reuse = plan.stream_output ? Reuse::kOnce : Reuse::kLikely;
   a.pixel_divisor = PlaneWalk::divisor(shape.pixels);
   a.grad_logits = static_cast<Sum*>(tensors.scratch);

@@ -20,7 +20,7 @@ struct BackwardArguments {
   bool layer_in_map;                     // the blocks of the second pass compute their ds
   bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
   int64_t sum_splits;
-  Reuse output_reuse;
+  Reuse x_reuse, output_reuse;
   Divisor pixel_divisor;  // PlaneWalk::divisor(pixels)
 };
 
@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
   const Shape& shape = a.shape;
   const int64_t n = blockIdx.y;
   const int64_t offset = n * shape.channels * shape.pixels;
-  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.sums_vectorised};
+  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.x_reuse,
+                             a.sums_vectorised};
   const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
   sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
     if (tiles.splits == 1) {

@@ -53,6 +53,7 @@ struct GradSource {
   using Sum = accumulate_t<T>;
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
   const T *grad_y, *x, *y;  // y: null without output activation
+  Reuse x_reuse;
   bool vectorised;
 
   template <int kW>
@@ -61,12 +62,12 @@ struct GradSource {
   };
   __device__ int misaligned() const { return misalignment(x); }
   __device__ GradSource moved(int64_t offset) const {
-    return {grad_y + offset, x + offset, y ? y + offset : nullptr, vectorised};
+    return {grad_y + offset, x + offset, y ? y + offset : nullptr, x_reuse, vectorised};
   }
 
   template <int kW>
   __device__ Loaded<kW> fetch(int64_t i) const {
-    Loaded<kW> loaded{load<kW>(grad_y + i), load<kW>(x + i), {}};
+    Loaded<kW> loaded{load<kW>(grad_y + i), load<kW>(x + i, x_reuse), {}};
     if (y) loaded.y = load<kW>(y + i);
     return loaded;
   }

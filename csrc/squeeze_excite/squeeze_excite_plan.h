@@ -44,6 +44,10 @@ struct Tuning {
   // Maps that take more than 1 / so much of the cache are stored as if not read again: they would push out what is
   // (32x256x56x56 forward 55.4 : 59.0, 8x256x56x56 backward 27.6 : 31.5).
   int64_t streamed_part = 2;
+  // The backward reads x, which only its first pass needs, as if not read again where its maps together take more than
+  // 1 / so much of the cache (32x256x56x56 80.5 : 83.3, 8x256x56x56 with an output activation 32.7 : 36.1; but
+  // 8x256x56x56 channels_last 21.5 : 20.0, whose 38 of 50 MB the cache holds).
+  int64_t once_part = 1;
 };
 
 // A grid's second dimension, which counts samples.
@@ -71,6 +75,7 @@ struct Plan {
   bool layer_in_map = false;   // the blocks of the second pass compute the last layer for their channels
   bool dependent = false;      // launches overlap
   bool stream_output = false;  // maps are stored as if not read again
+  bool stream_input = false;   // the first pass of the backward reads x as if not read again
   int64_t samples_at_once = kMostSamples;
 };
 
@@ -198,6 +203,8 @@ inline Plan make_plan(Shape shape, ElementSize size, const Limits& limits, const
   if (limits.compute_capability >= 100) map_blocks = std::min<int64_t>(map_blocks, 3);  // as many as registers allow
   plan.map = plan_map(shape, size, map_blocks * limits.multiprocessors);
   plan.stream_output = (backward ? 3 : 2) * map_bytes > limits.l2_bytes / std::max<int64_t>(1, tuning.streamed_part);
+  const int64_t grad_maps = shape.output_activation == OutputActivation::kNone ? 3 : 5;
+  plan.stream_input = backward && grad_maps * map_bytes > limits.l2_bytes / std::max<int64_t>(1, tuning.once_part);
   // In the backward, whole vectors of columns at both ends.
   const int64_t columns = plan.map.channels + (backward ? 2 * size.vector() : 0);
   const int64_t weight_bytes = round_up(columns * shape.hidden, size.vector()) * size.element;

@@ -250,6 +250,7 @@ std::vector<Knob> knobs(bool of_backward) {
   all.push_back(
       {"segment_bytes", {64, 128, 256, 512}, of_backward ? &Tuning::grad_segment_bytes : &Tuning::segment_bytes});
   all.push_back({"column_sum_blocks", {1, 2, 3, 4, 6}, &Tuning::column_sum_blocks});
+  all.push_back({"once_part", {1, 2, 4, 1000}, &Tuning::once_part});
   all.push_back({"streamed_part", {1, 2, 1000}, &Tuning::streamed_part});
   return all;
 }
