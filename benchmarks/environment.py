@@ -34,13 +34,16 @@ def _output(*command: str) -> str:
 def _commit() -> dict[str, Any]:
     """The commit that is measured and how many of its files were changed since.
 
-    A copy without a history is told by ATTNKERNELS_COMMIT, as "<commit>" or "<commit>+<number of changed files>".
+    A copy without a history of its own is told by ATTNKERNELS_COMMIT, as "<commit>" or "<commit>+<number of changed
+    files>"; the history around it may be another's.
     """
+    if told := os.environ.get("ATTNKERNELS_COMMIT"):
+        commit, _, modified = told.partition("+")
+        return {"commit": commit, "modified_files": int(modified or 0)}
     if commit := _output("git", "rev-parse", "HEAD"):
         status = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
         return {"commit": commit, "modified_files": len(status.splitlines())}
-    commit, _, modified = os.environ.get("ATTNKERNELS_COMMIT", "").partition("+")
-    return {"commit": commit or None, "modified_files": int(modified or 0) if commit else None}
+    return {"commit": None, "modified_files": None}
 
 
 def _version(package: str) -> str | None:

@@ -17,14 +17,9 @@ OURS = ("compile_ours", "cpu", "cuda", "triton")
 def _place(document: Document, file: Path) -> str:
     place = document["environment"]
     threads = "" if document["environment"].get("driver") else f", {place['threads']} thread"
-    commit = str(place["commit"])[:10]
-    if place["modified_files"]:
-        commit += f" with {place['modified_files']} files changed"
-    elif place.get("commit_note"):
-        commit += f" ({place['commit_note']})"
     link = f"[{file.name}](benchmarks/results/{file.name})"
     torch = f", torch {place['versions']['torch']}" if "versions" in place else ""
-    return f"{place['device']}{threads}{torch}; {link}, {commit}"
+    return f"{place['device']}{threads}{torch}; {link}, {place['commit'][:10]}"
 
 
 def _table(header: list[str], lines: list[list[str]]) -> list[str]:
@@ -98,33 +93,39 @@ def micro(document: Document, file: Path) -> list[str]:
     return [*_table(header, lines), "", _place(document, file)]
 
 
-def tuned(document: Document, file: Path) -> list[str]:
-    """One line per op, shape and layout: our kernels as the tuning programs timed them, the others as `micro` did.
+def gpu(document: Document, file: Path) -> list[str]:
+    """One line per op, shape and layout: our CUDA kernels, and how much faster they are than the others in one run.
 
-    The others are of another run on the same kind of GPU; where a kernel was not timed since, ours is of that run too.
+    Those are the fastest PyTorch form in eager mode, torch.compile (of runs of its own) and our Triton kernels.
     """
-    rivals = report.load(file.with_name("h100-micro.json"))
-    timed = {_problem(row): row["warm_us"] for row in document["rows"] if row["variant"] == "plain"}
+    compiled: dict[tuple, str] = {}
+    places = [_place(document, file)]
+    for path in sorted(file.parent.glob("h100-compiled-*.json")):
+        other = report.load(path)
+        places.append(f"compiled: {_place(other, path)}")
+        for row in other["rows"]:
+            best = [row["median"][name] for name in row["median"] if name.startswith("compile")]
+            if best:
+                compiled[_problem(row)] = _times(min(best), row["median"]["cuda"])
     found: dict[tuple, dict[str, list[str]]] = {}
-    for row in rivals["rows"]:
+    for row in document["rows"]:
         if "red" in row or row["mode"] != "warm" or row["variant"] != "plain":
             continue
-        medians = {name: seconds * 1e6 for name, seconds in row["median"].items()}
+        medians = dict(row["median"])
         ours, triton = medians.pop("cuda"), medians.pop("triton")
-        ours = timed.get(_problem(row), ours)
-        cells = [f"{value:.1f}" for value in (ours, triton, min(medians.values()))]
-        fastest = min(range(3), key=lambda k: float(cells[k]))
-        cells[fastest] = f"**{cells[fastest]}**"
-        found.setdefault((row["op"], row["shape"], row["layout"]), {})[row["direction"]] = cells
-    lines = [
-        [" ".join(key), *directions.get("forward", [""] * 3), *directions.get("backward", [""] * 3)]
-        for key, directions in found.items()
-    ]
-    header = ["bfloat16, us"]
-    header += [f"{direction} {name}" for direction in ("forward", "backward") for name in ("CUDA", "Triton", "PyTorch")]
-    places = [f"CUDA kernels: {_place(document, file)}"]
-    places.append(f"the others: {_place(rivals, file.with_name('h100-micro.json'))}")
+        cells = [f"{ours * 1e6:.1f}", _times(min(medians.values()), ours)]
+        cells += [compiled.get(_problem(row), "")] if row["direction"] == "forward" else []
+        found.setdefault((row["op"], row["shape"], row["layout"]), {})[row["direction"]] = [*cells, _times(triton, ours)]
+    lines = [[" ".join(key), *rows["forward"], *rows["backward"]] for key, rows in found.items()]
+    header = ["bfloat16", "forward us", "over eager", "over compile", "over Triton"]
+    header += ["backward us", "over eager", "over Triton"]
     return [*_table(header, lines), "", "; ".join(places)]
+
+
+def _times(other: float, ours: float) -> str:
+    """How many times as long the other takes; bold where it is the faster one."""
+    ratio = f"{other / ours:.2f}x"
+    return f"**{ratio}**" if other < ours else ratio
 
 
 def _problem(row: Document) -> tuple:
@@ -136,7 +137,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
     "branches": ("cpu-branch-models.json", models),
     "cpu": ("cpu-micro.json", micro),
     "cpu squeeze_excite": ("cpu-micro-squeeze-excite.json", micro),
-    "gpu": ("h100-tune.json", tuned),
+    "gpu": ("h100-micro.json", gpu),
 }
 
 

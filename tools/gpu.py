@@ -192,7 +192,7 @@ class Stages:
         command = [
             sys.executable, "-m", "benchmarks", "models", "--device", "cuda", "--json", str(file), "--rounds", "5",
             "--seconds", "2", "--dtype", "bfloat16", "--layout", "channels_last", "--columns", "eager,patched",
-            "--model", "seresnet50,regnety_032,efficientnet_b0,skresnet50,resnest50d", "--batch", "1,32",
+            "--model", "seresnet50,regnety_032,efficientnet_b0,skresnet50,resnest50d", "--batch", "1,32,128",
             "--direction", "forward",
         ]  # fmt: skip
         return [self._with_rows(self.run("models", command, self.arguments.models_limit), file)]
@@ -249,7 +249,7 @@ def parse_arguments() -> argparse.Namespace:
         "graphs": 90,
         "tune": 60,
         "micro": 120,
-        "models": 120,
+        "models": 170,
         "compiled": 240,
         "tests": 150,
         "sanitizer": 120,
