@@ -20,6 +20,14 @@ std::array<Tensor, sizeof...(Maps)> dense_maps(const char* op, const Maps&... ma
   return dense;
 }
 
+// Maps whose memory starts at a multiple of 16 bytes, as whole lines need it: a result's bits must not depend on it.
+template <size_t kCount>
+std::array<Tensor, kCount> aligned(std::array<Tensor, kCount> maps) {
+  for (Tensor& map : maps)
+    if (reinterpret_cast<uintptr_t>(map.const_data_ptr()) % 16) map = torch::stable::clone(map);
+  return maps;
+}
+
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Whether a result is summed over the passes, or each pass writes elements of its own.
@@ -60,7 +68,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const Shape shape = attention_shape(op, query, key, value);
   check_device(op, value);
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_query, last_key, last_value] = dense_maps(op, query, key, value);
+  const auto [last_query, last_key, last_value] = aligned(dense_maps(op, query, key, value));
   const ScalarType sum = accumulation_dtype(value.scalar_type());
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   const Tensor log_sum_exp = allocate(pixel_sizes(value), sum, value);
@@ -90,7 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_query, last_key, last_value, last_out, last_grad] = dense_maps(op, query, key, value, out, grad_out);
+  const auto [last_query, last_key, last_value, last_out, last_grad] =
+      aligned(dense_maps(op, query, key, value, out, grad_out));
   const Tensor statistics = attnkernels::contiguous(log_sum_exp),
                delta = allocate(statistics.sizes(), statistics.scalar_type(), value);
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
