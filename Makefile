@@ -62,11 +62,12 @@ wheel: $(VENV)/.torch
 
 # One library's launchers and no torch: they are built where there is a compiler, and run where there is a GPU.
 TUNE_ARCH ?= sm_90
-tune: build/tune/squeeze_excite build/tune/criss_cross build/tune/constants
+tune: build/tune/squeeze_excite build/tune/criss_cross build/tune/selective_kernel build/tune/constants
 build/tune/%: tools/tune/%.cu tools/tune/timing.cuh $(SOURCES)
 	mkdir -p build/tune
 	nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=$(TUNE_ARCH) -cudart static -Icsrc -Itools -o $@ $< $(TUNED)
 build/tune/squeeze_excite: TUNED = csrc/squeeze_excite/squeeze_excite_forward.cu csrc/squeeze_excite/squeeze_excite_backward.cu
+build/tune/selective_kernel: TUNED = csrc/selective_kernel/selective_kernel.cu
 build/tune/criss_cross: TUNED = csrc/criss_cross/criss_cross.cu csrc/layout/layout.cu
 
 check-install: wheel

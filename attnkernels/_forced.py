@@ -12,6 +12,7 @@ from contextvars import ContextVar, Token
 
 import torch
 from torch.compiler import is_dynamo_compiling
+from torch.torch_version import TorchVersion
 from torch.utils import checkpoint
 
 _CHECKPOINT = checkpoint._CheckpointFrame
@@ -23,6 +24,8 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _graph_task = torch._C._current_graph_task_id
+# From PyTorch 2.14 on, torch.compile reads context variables, and compiles anew where their values differ.
+COMPILER_KNOWS_CONTEXT = TorchVersion(torch.__version__) >= (2, 14)
 
 
 class Forced(str):
@@ -39,10 +42,16 @@ class Forced(str):
 
 _forced: ContextVar[str] = ContextVar("attnkernels_backend", default="")
 current = _forced.get  # what use_backend asks for here; "" for nothing
+# The same for a compiler that cannot read context variables: of the whole process, whatever the thread.
+_names: list[str] = []
 
 
 def enter(name: str) -> None:
     """Ask for a backend in this context."""
+    if not COMPILER_KNOWS_CONTEXT:
+        _names.append(name)
+        if is_dynamo_compiling():
+            return
     forced = Forced(name)
     for frame, _ in _checkpoints():
         forced.checkpoint = weakref.ref(frame)
@@ -52,12 +61,17 @@ def enter(name: str) -> None:
 
 def leave() -> None:
     """Ask for what was asked for before the last `enter`."""
+    if not COMPILER_KNOWS_CONTEXT and is_dynamo_compiling():
+        _names.pop()
+        return
     forced = _forced.get()
     token = getattr(forced, "token", None)
     if token is None:
         raise RuntimeError("use_backend: expected to be left in the context where it was entered, got another one")
     forced.token = None  # a module's guard may keep the name, and is not to keep the context
     _forced.reset(token)
+    if not COMPILER_KNOWS_CONTEXT:
+        _names.pop()
 
 
 def _checkpoints() -> list[tuple[object, bool]]:
@@ -94,6 +108,8 @@ def is_simple() -> bool:
 
 def of_call() -> str:
     """The backend asked for where a call with "auto" is made here; "" for none."""
+    if not COMPILER_KNOWS_CONTEXT and is_dynamo_compiling():
+        return _names[-1] if _names else ""
     forced = _forced.get()
     if is_dynamo_compiling() or not torch.is_grad_enabled():
         return forced

@@ -209,6 +209,13 @@ class _Question(str):
     """A `backend=` with which a call tells what it would run on instead of running."""
 
 
+def _is_exporting() -> bool:
+    """torch.compiler.is_exporting, which the compiler takes for true in every compilation before PyTorch 2.14."""
+    if _forced.COMPILER_KNOWS_CONTEXT:
+        return torch.compiler.is_exporting()
+    return torch.compiler._is_exporting_flag
+
+
 class _Answer(Exception):
     """The backend, and why."""
 
@@ -252,7 +259,7 @@ def choose(
         chosen, reason = wanted, "asked for by name"
     elif compiling and when_compiled:
         chosen, reason = "reference", when_compiled
-    elif compiling and torch.compiler.is_exporting():
+    elif compiling and _is_exporting():
         chosen, reason = "reference", "an exported program is to load where this library is not installed"
     elif x.is_cpu and _load.is_loaded("cpu"):  # as best_wall, which would make a device of x first
         chosen, reason = "cpu", "best on cpu"

@@ -37,6 +37,7 @@ TUNE = (
     ("squeeze_excite", "both", "plain", "30"),
     ("squeeze_excite", "both", "epilogue", "30"),
     ("criss_cross",),
+    ("selective_kernel",),
 )
 
 

@@ -41,6 +41,7 @@ def main(cpu_library: str) -> None:
     attended = attnkernels.criss_cross_attention(query, key, value)
     attended.sum().backward()
     torch.testing.assert_close(value.grad.sum(), torch.tensor(16.0 * 30))  # the weights of a pixel sum to one
+    _check_compiling((query, key, value.detach()), attended.detach(), there)
     branches = [torch.randn(2, 8, 5, 5) for _ in range(2)]
     chosen = attnkernels.select_branches(branches, torch.zeros(2, 2, 8))
     torch.testing.assert_close(chosen, (branches[0] + branches[1]) / 2)
@@ -58,6 +59,24 @@ def main(cpu_library: str) -> None:
         assert not report.replaced, report
         assert report.skipped, report
     print(report)
+
+
+def _check_compiling(maps: tuple[torch.Tensor, ...], expected: torch.Tensor, there: bool) -> None:
+    """torch.compile takes the operator in one graph, and compiles anew for another backend."""
+    targets: list[str] = []
+
+    def look(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(attnkernels.criss_cross_attention, fullgraph=True, backend=look)
+    torch.testing.assert_close(compiled(*maps), expected)
+    assert any("criss_cross_attention" in target for target in targets) == there, targets
+    targets.clear()
+    with attnkernels.use_backend("reference"):
+        torch.testing.assert_close(compiled(*maps), expected)
+    assert not any("criss_cross_attention" in target for target in targets), targets
+    assert bool(targets) == there, targets
 
 
 if __name__ == "__main__":

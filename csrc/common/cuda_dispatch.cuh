@@ -21,6 +21,44 @@ inline bool has_dependent_launches([[maybe_unused]] int compute_capability) {
 #endif
 }
 
+// What launchers ask of the device that is current.
+struct Device {
+  int compute_capability = 0;  // 90 for 9.0
+  int multiprocessors = 0, l2_bytes = 0;
+  int shared_bytes = 0;             // that a block can have
+  bool dependent_launches = false;  // the device and the library have them
+};
+
+inline cudaError_t current_device(Device& device) {
+  int index = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&index);
+#ifndef ATTNKERNELS_EMULATED  // where tests change the device
+  thread_local int known_index = -1;
+  thread_local Device known;
+  if (error == cudaSuccess && index == known_index) {
+    device = known;
+    return cudaSuccess;
+  }
+#endif
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  ask(major, cudaDevAttrComputeCapabilityMajor);
+  ask(minor, cudaDevAttrComputeCapabilityMinor);
+  ask(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(device.l2_bytes, cudaDevAttrL2CacheSize);
+  ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.compute_capability = 10 * major + minor;
+  device.dependent_launches = has_dependent_launches(device.compute_capability);
+#ifndef ATTNKERNELS_EMULATED
+  if (error == cudaSuccess) {
+    known = device;
+    known_index = index;
+  }
+#endif
+  return error;
+}
+
 // run(T()) for the element type
 template <class Run>
 auto dispatch(DataType type, Run run) {

@@ -8,31 +8,10 @@ namespace attnkernels::criss_cross {
 
 namespace {
 
-// Of the current device: ten times the major compute capability plus the minor, and the shared bytes that a block may
-// have. Zeros where it tells neither.
-struct Device {
-  int capability = 0, shared_bytes = 0;
-};
-
-Device current_device() {
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return {};
-#ifndef ATTNKERNELS_EMULATED  // where tests change the device
-  thread_local int known_device = -1;
-  thread_local Device known;
-  if (device == known_device) return known;
-#endif
-  int major = 0, minor = 0, shared_bytes = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-    return {};
-  const Device found{10 * major + minor, shared_bytes};
-#ifndef ATTNKERNELS_EMULATED
-  known_device = device;
-  known = found;
-#endif
-  return found;
+// Zeros where it tells nothing.
+Device this_device() {
+  Device device;
+  return current_device(device) == cudaSuccess ? device : Device();
 }
 
 // Tiles of the instance that lines are in, which are not longer than the longest.
@@ -88,8 +67,8 @@ int64_t longest_line(const Shape& shape) { return std::max({shape.depth, shape.h
 // Whether whole lines can be had in blocks with these shared bytes, so many of them to a line.
 bool takes_lines(DataType type, const Shape& shape, std::initializer_list<const void*> inputs, size_t shared_bytes,
                  int64_t blocks) {
-  const Device device = current_device();
-  if (element_bytes(type) != 2 || device.capability < 80 || !shape.pixels()) return false;
+  const Device device = this_device();
+  if (element_bytes(type) != 2 || device.compute_capability < 80 || !shape.pixels()) return false;
   if (shape.query_channels < 1 || shape.query_channels > LineTile::kChannels || shape.query_channels % 8) return false;
   if (shape.value_channels < 1 || shape.value_channels > 1 << 20 || shape.value_channels % 8) return false;
   for (const void* input : inputs)
@@ -118,11 +97,11 @@ ForwardPlan choose_forward(DataType type, const AttentionForward<void, void>& ar
   // : 18.6).
   const auto padded = [&](int width) { return tiles_of(arguments.shape.value_channels, width) * width; };
   const int channels = kLineChannels[padded(kLineChannels[1]) == padded(kLineChannels[0])];
-  return {fits_lines(type, arguments, channels) ? channels : 0, has_dependent_launches(current_device().capability)};
+  return {fits_lines(type, arguments, channels) ? channels : 0, this_device().dependent_launches};
 }
 
 BackwardPlan choose_backward(DataType type, const AttentionBackward<void, void>& arguments) {
-  return {fits_lines(type, arguments), has_dependent_launches(current_device().capability)};
+  return {fits_lines(type, arguments), this_device().dependent_launches};
 }
 
 Result attention(DataType type, const AttentionForward<void, void>& arguments, const ForwardPlan& plan, void* stream) {

@@ -61,7 +61,7 @@ void bind_plans(py::module_& module) {
              py::arg("pixels"), py::arg("channels_last"), py::arg("width"), py::arg("vectorised"),
              py::arg("most_blocks"));
   module.attr("selective_kernel_most_blocks") =
-      py::make_tuple(selective_kernel::kMostSumBlocks, selective_kernel::kMostMapBlocks);
+      py::make_tuple(selective_kernel::Tuning().most_sum_blocks, selective_kernel::Tuning().most_map_blocks);
 }
 
 }  // namespace attnkernels::emulation

@@ -1,15 +1,17 @@
 // The CUDA kernels of selective_kernel; the symbols are those of attnkernels/ops/selective_kernel/reference.py.
 // Branches are taken two by two, so that registers need not hold all of them. Grids are (samples * channel tiles *
-// splits).
+// splits). kBranches: how many branches there are, or 0 for as many as the shape says.
 #pragma once
 #include "common/pointwise.cuh"
 #include "selective_kernel/selective_kernel_walk.cuh"
 
 namespace attnkernels::selective_kernel {
 
-// Blocks that a multiprocessor must at least have registers for: 128 a thread. Unbounded, the compiler spills a few to
-// reach an occupancy that these kernels do not need.
-inline constexpr int kBlocks = 2;
+// Blocks that a multiprocessor must at least have registers for: 64 a thread, where that is without spills, or 128.
+// Left to itself the compiler takes up to 114; microseconds with at most 128 and with 64, select and grad_logits of
+// 32x256x28x28: 14.7 : 12.4, 13.8 : 12.8.
+template <class T, int kBranches>
+inline constexpr int kBlocks = kBranches && sizeof(T) < 8 ? 4 : 2;
 
 template <class T>
 struct PoolArguments {
@@ -95,15 +97,17 @@ __device__ __forceinline__ void load_values(const T* from, int width, accumulate
 }
 
 // s[n, c] = sum_p sum_m U_m[n, c, p] / P, or the sums of each split into partial[n, split, c]
-template <class T, bool kChannelsLast>
+template <class T, bool kChannelsLast, int kBranches>
 __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_constant__ PoolArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
   SHARED(Sum, cells, [kThreads * kSums]);
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
   Sum sums[kSums] = {};
-  for (int m = 0; place.active && m < a.shape.branches; m += 2) {
-    const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+  const int branches = kBranches ? kBranches : a.shape.branches;
+  if (a.tiles.splits > 1) launch_dependent_grids();
+  for (int m = 0; place.active && m < branches; m += 2) {
+    const Pair<T, kChannelsLast> x(a.branches, branches, m, place);
     walk<T, kChannelsLast>(place, a.tiles, x.line[0].data, [&](auto width, int first, int last, int step, auto at) {
       constexpr int kW = decltype(width)::value;
       strided<kInFlight>(
@@ -129,18 +133,16 @@ __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_c
   });
 }
 
-// s[n, c] = sum_split partial[n, split, c] / P                  grid (samples * tiles of kFinishChannels channels)
+// s[n, c] = sum_split partial[n, split, c] / P                  grid (samples * tiles of finish_channels)
 template <class T>
 __global__ void __launch_bounds__(kThreads) selective_kernel_pool_finish(const __grid_constant__ PoolArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED(Sum, cells, [kThreads]);
-  const int64_t channels = a.shape.channels;
-  const unsigned tiles = unsigned(ceil_div(channels, kFinishChannels));
-  const int64_t sample = blockIdx.x / tiles, first = int64_t(blockIdx.x % tiles) * kFinishChannels;
-  sum_splits(a.partial + sample * a.tiles.splits * channels + first, a.tiles.splits, channels,
-             int(min(channels - first, int64_t(kFinishChannels))), cells, [&](int channel, Sum sum) {
-               a.pooled[sample * channels + first + channel] = narrow<T>(sum / Sum(a.shape.pixels));
-             });
+  const FinishPlace place = find_finish_place(a.shape, a.tiles);
+  wait_for_primary_grid();
+  sum_splits(a.partial, a.tiles.splits, a.shape.channels, 1, place, cells, [&](int channel, Sum sum) {
+    a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / Sum(a.shape.pixels));
+  });
 }
 
 // weights[m, channel] = softmax_m logits[n, m, channel] for the tile's channels, saved by the first split's block
@@ -172,8 +174,8 @@ __device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const 
 }
 
 // a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]
-template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+template <class T, bool kChannelsLast, int kBranches>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
     selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED_DYNAMIC(Sum, weights);  // [M, channels of the tile]
@@ -181,13 +183,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   tile_weights(a, place, weights);
   if (!place.active) return;
   const Line<T, kChannelsLast> y = line_of<kChannelsLast>(a.y, place);
+  const int branches = kBranches ? kBranches : a.shape.branches;
   const Sum* const weight = weights + first_channel<kChannelsLast>(place);
   walk<T, kChannelsLast>(place, a.tiles, y.data, [&](auto width, int first, int last, int step, auto at) {
     constexpr int kW = decltype(width)::value, kWeights = kChannelsLast ? kW : 1;
     for (int i = first; i < last; i += kInFlight * step) {
       Sum values[kInFlight][kW] = {};
-      for (int m = 0; m < a.shape.branches; m += 2) {
-        const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+      for (int m = 0; m < branches; m += 2) {
+        const Pair<T, kChannelsLast> x(a.branches, branches, m, place);
         typename Pair<T, kChannelsLast>::template Loaded<kW> loaded[kInFlight];
 #pragma unroll
         for (int k = 0; k < kInFlight; ++k)
@@ -233,19 +236,21 @@ __device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& 
 }
 
 // da[n, m, c] = sum_p dV[n, c, p] U_m[n, c, p];  dz as above, or da of each split into partial[n, split, m, c]
-template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+template <class T, bool kChannelsLast, int kBranches>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
     selective_kernel_grad_logits(const __grid_constant__ GradLogitsArguments<T> a) {
   using Sum = accumulate_t<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
   SHARED(Sum, cells, [kThreads * kSums]);
   SHARED_DYNAMIC(Sum, da);  // [M, channels of the tile]
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
-  for (int m = 0; m < a.shape.branches; m += 2) {
-    const bool two = m + 1 < a.shape.branches;
+  const int branches = kBranches ? kBranches : a.shape.branches;
+  if (a.tiles.splits > 1) launch_dependent_grids();
+  for (int m = 0; m < branches; m += 2) {
+    const bool two = m + 1 < branches;
     Sum sums[2][kSums] = {};
     if (place.active) {
-      const Pair<T, kChannelsLast> x(a.branches, a.shape.branches, m, place);
+      const Pair<T, kChannelsLast> x(a.branches, branches, m, place);
       const Line<const T, kChannelsLast> grad_y = line_of<kChannelsLast>(a.grad_y, place);
       walk<T, kChannelsLast>(place, a.tiles, grad_y.data, [&](auto width, int first, int last, int step, auto at) {
         constexpr int kW = decltype(width)::value;
@@ -284,22 +289,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       a.partial[(row + m) * a.shape.channels + place.channel + i] = da[m * place.channels + i];
 }
 
-// dz as above with da[n, m, c] = sum_split partial[n, split, m, c]    grid (samples * tiles of kFinishChannels
-// channels)
+// dz as above with da[n, m, c] = sum_split partial[n, split, m, c]    grid (samples * tiles of finish_channels)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     selective_kernel_grad_logits_finish(const __grid_constant__ GradLogitsArguments<T> a) {
   using Sum = accumulate_t<T>;
   SHARED(Sum, cells, [kThreads]);
-  SHARED(Sum, da, [kMaxBranches * kFinishChannels]);
-  const int64_t channels = a.shape.channels, pitch = a.shape.branches * channels;
-  const unsigned tiles = unsigned(ceil_div(channels, kFinishChannels));
-  const int64_t sample = blockIdx.x / tiles, first = int64_t(blockIdx.x % tiles) * kFinishChannels;
-  const int count = int(min(channels - first, int64_t(kFinishChannels)));
-  for (int m = 0; m < a.shape.branches; ++m)
-    sum_splits(a.partial + sample * a.tiles.splits * pitch + m * channels + first, a.tiles.splits, pitch, count, cells,
-               [&](int channel, Sum sum) { da[m * kFinishChannels + channel] = sum; });
-  store_grad_logits(a, sample, first, count, da, kFinishChannels);
+  SHARED(Sum, da, [kMaxBranches * kMostFinishChannels]);
+  const FinishPlace place = find_finish_place(a.shape, a.tiles);
+  wait_for_primary_grid();
+  sum_splits(a.partial, a.tiles.splits, a.shape.channels, a.shape.branches, place, cells,
+             [&](int column, Sum sum) { da[column] = sum; });
+  store_grad_logits(a, place.sample, place.channel, place.channels, da, place.pitch);
 }
 
 // dU_m[n, c, p] = a[n, m, c] dV[n, c, p] + ds[n, c] / P

@@ -37,7 +37,7 @@ struct GradBranchesTensors {
 
 // How the two kernels that sum over pixels divide their operands; grad_y: null for pool.
 Tiles choose_sums(DataType type, const Shape& shape, const Branches<const void>& branches,
-                  const Rows<const void>* grad_y);
+                  const Rows<const void>* grad_y, const Tuning& tuning = {});
 
 // Partial sums between the two kernels of such an operator: [N, splits, columns, C].
 inline int64_t partial_sums(const Shape& shape, const Tiles& tiles, int64_t columns) {
@@ -46,9 +46,10 @@ inline int64_t partial_sums(const Shape& shape, const Tiles& tiles, int64_t colu
 
 // Launch on a stream (a cudaStream_t); shapes with no sample or no channel launch nothing.
 Result pool(DataType type, const Shape& shape, const Tiles& tiles, const PoolTensors& tensors, void* stream);
-Result select(DataType type, const Shape& shape, const SelectTensors& tensors, void* stream);
+Result select(DataType type, const Shape& shape, const SelectTensors& tensors, void* stream, const Tuning& tuning = {});
 Result grad_logits(DataType type, const Shape& shape, const Tiles& tiles, const GradLogitsTensors& tensors,
                    void* stream);
-Result grad_branches(DataType type, const Shape& shape, const GradBranchesTensors& tensors, void* stream);
+Result grad_branches(DataType type, const Shape& shape, const GradBranchesTensors& tensors, void* stream,
+                     const Tuning& tuning = {});
 
 }  // namespace attnkernels::selective_kernel

@@ -6,6 +6,7 @@
 
 namespace attnkernels::selective_kernel {
 
+constexpr int kMostFinishChannels = 32;
 constexpr int kThreads = 256;  // of a block: eight fill a multiprocessor's 2048 threads, few enough to wait for
 
 // A block walks `channels` channels of `span` pixels of one sample. Where rows are planes, each group of `lanes`
@@ -20,13 +21,21 @@ struct Tiles {
   bool vectorised;  // every row of every operand lies equally far past a 128-bit boundary; rows of pixels at one
 
   int64_t blocks(int64_t samples) const { return samples * channel_tiles * splits; }
+
+  // Of a block that adds the splits' sums: a warp reads 128 adjacent bytes, or 32 where the rows are so many that more
+  // threads have to share them. Microseconds of both launches of grad_logits, in channels_last, by 32 and by 8:
+  // 32x512x14x14 16.5 : 21.1, 1x128x56x56 8.9 : 6.9.
+  constexpr int finish_channels() const { return splits > 32 ? 8 : kMostFinishChannels; }
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks beyond which a launch is not divided further: of sums, some eight for each of an H100's 132 multiprocessors,
-// since more would be more partial sums. Maps have nothing to add up, and of smaller blocks the last end sooner.
-constexpr int64_t kMostSumBlocks = 1024, kMostMapBlocks = 2048;
+// Blocks beyond which a launch is not divided further: two and four for each of an H100's 132 multiprocessors, so that
+// all run at once. Microseconds with four times as many and with these: grad_logits of 32x256x28x28 channels_last
+// 20.9 : 14.8, of 8x128x56x56 7.7 : 6.2, select of 32x256x28x28 14.4 : 12.4; grad_branches of 32x128x56x56 30.9 : 31.5.
+struct Tuning {
+  int64_t most_sum_blocks = 264, most_map_blocks = 528;
+};
 
 // width: elements of a 128-bit vector
 inline Tiles choose_tiles(const Shape& shape, int width, bool vectorised, int64_t most_blocks) {

@@ -8,7 +8,6 @@ namespace attnkernels::selective_kernel {
 // Fetches of two branches, or of one, that a thread has underway at once: with 16 bytes each, a multiprocessor whose
 // registers hold 1024 threads has 64 KB underway; DRAM's latency needs 32.
 inline constexpr int kInFlight = 2;
-inline constexpr int kFinishChannels = 32;  // of a block that adds partial sums: a warp reads 128 adjacent bytes
 
 // A block's tile of a sample, and what of it is the thread's.
 struct Place {
@@ -114,22 +113,39 @@ __device__ __forceinline__ void sum_threads(const A (&sums)[kSums], const Place&
   }
 }
 
-// emit(channel of kFinishChannels, sum over the splits) from partial [splits, columns, channels] of one sample and
-// column; cells: kThreads in shared memory. Called by the whole block; ends with a barrier.
+// The channels of a block that adds partial sums.
+struct FinishPlace {
+  int64_t sample, channel;
+  int channels, pitch;  // how many, and how many threads beside each other there are for them
+};
+__device__ __forceinline__ FinishPlace find_finish_place(const Shape& shape, const Tiles& tiles) {
+  const int pitch = tiles.finish_channels();
+  const unsigned blocks = unsigned(ceil_div(shape.channels, pitch));
+  const int64_t channel = int64_t(blockIdx.x % blocks) * pitch;
+  return {blockIdx.x / blocks, channel, int(min(shape.channels - channel, int64_t(pitch))), pitch};
+}
+
+// emit(row * place.pitch + channel, sum over the splits) for `rows` (at most kMaxBranches) rows of
+// partial [samples, splits, rows, channels]; cells: kThreads in shared memory. Called by the whole block; ends with a
+// barrier.
 template <class A, class Emit>
-__device__ __forceinline__ void sum_splits(const A* partial, int splits, int64_t pitch, int channels, A* cells,
-                                           Emit emit) {
-  constexpr int kGroups = kThreads / kFinishChannels;
-  const int channel = threadIdx.x % kFinishChannels, group = threadIdx.x / kFinishChannels;
-  A sum = 0;
-  if (channel < channels) {
-    strided<4>(
-        group, splits, kGroups, [&](int split) { return partial[split * pitch + channel]; },
-        [&](int, A value) { sum += value; });
+__device__ __forceinline__ void sum_splits(const A* partial, int splits, int64_t channels, int rows,
+                                           const FinishPlace& place, A* cells, Emit emit) {
+  const int columns = rows * place.pitch, groups = kThreads / columns;
+  const int column = threadIdx.x % columns, group = threadIdx.x / columns;
+  const int channel = column % place.pitch, row = column / place.pitch;
+  if (group < groups) {
+    A sum = 0;
+    if (channel < place.channels) {
+      const A* const from = partial + (place.sample * splits * rows + row) * channels + place.channel + channel;
+      strided<8>(
+          group, splits, groups, [&](int split) { return from[split * rows * channels]; },
+          [&](int, A value) { sum += value; });
+    }
+    cells[threadIdx.x] = sum;
   }
-  cells[threadIdx.x] = sum;
-  sum_rows(cells, kGroups, kFinishChannels, [&](int at, A total) {
-    if (at < channels) emit(at, total);
+  sum_rows(cells, groups, columns, [&](int at, A total) {
+    if (at % place.pitch < place.channels) emit(at, total);
   });
 }
 

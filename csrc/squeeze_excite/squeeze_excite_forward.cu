@@ -73,31 +73,9 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
 }  // namespace
 
 Result limits(Limits& found) {
-  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0;
-  cudaError_t error = cudaGetDevice(&device);
-#ifndef ATTNKERNELS_EMULATED  // where tests change the device
-  thread_local int known_device = -1;
-  thread_local Limits known;
-  if (error == cudaSuccess && device == known_device) {
-    found = known;
-    return {};
-  }
-#endif
-  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
-  };
-  ask(major, cudaDevAttrComputeCapabilityMajor);
-  ask(minor, cudaDevAttrComputeCapabilityMinor);
-  ask(multiprocessors, cudaDevAttrMultiProcessorCount);
-  ask(l2_bytes, cudaDevAttrL2CacheSize);
-  const int compute_capability = 10 * major + minor;
-  found = {compute_capability, multiprocessors, l2_bytes, has_dependent_launches(compute_capability)};
-#ifndef ATTNKERNELS_EMULATED
-  if (error == cudaSuccess) {
-    known = found;
-    known_device = device;
-  }
-#endif
+  Device device;
+  const cudaError_t error = current_device(device);
+  found = {device.compute_capability, device.multiprocessors, device.l2_bytes, device.dependent_launches};
   return result("the limits of the device", error);
 }
 

@@ -124,6 +124,7 @@ def test_a_patched_network():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.skipif(not hasattr(torch._C, "_remove_obj_from_tls"), reason="this PyTorch does not pass the context on")
 def test_worker_threads_know_the_context_of_the_backward():
     """The reentrant kind, and whatever else calls a function inside a backward."""
     seen = []

@@ -81,9 +81,8 @@ def _check_tensors(
         _checks.alike(OP, "reduce_weight", reduce_weight, x)
         hidden = reduce_weight.shape[0] if reduce_weight.dim() else 0
         allowed = (hidden, channels), (hidden, channels, 1, 1)
-        if reduce_weight.shape not in allowed:
-            names = f"[rd, {channels}] or [rd, {channels}, 1, 1]"
-            _checks.shape(OP, "reduce_weight", reduce_weight, *allowed, names=names)
+        names = f"[rd, {channels}] or [rd, {channels}, 1, 1]"
+        _checks.shape(OP, "reduce_weight", reduce_weight, *allowed, names=names)
     if reduce_bias is not None:
         if reduce_weight is None:
             _checks.fail(OP, "reduce_bias", "None, as reduce_weight is None", _checks.shown(reduce_bias))

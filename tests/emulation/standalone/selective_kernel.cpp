@@ -237,7 +237,7 @@ int main(int count, char** arguments) {
   // What is split among blocks, and vectorised, must be among the cases.
   const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
   for (const sk::Shape& shape : {planes, pixels}) {
-    const sk::Tiles tiles = sk::choose_tiles(shape, 4, true, sk::kMostSumBlocks);
+    const sk::Tiles tiles = sk::choose_tiles(shape, 4, true, sk::Tuning().most_sum_blocks);
     if (tiles.splits > 1) continue;
     std::printf("%s are not split\n", shape.channels_last ? "pixels" : "planes");
     ++failures;
