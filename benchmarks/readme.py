@@ -50,14 +50,28 @@ def models(document: Document, file: Path) -> list[str]:
             [
                 f"{row['model']}, batch {row['batch']}, {row['layout']}{direction}",
                 *(f"{row['median'][name] * 1e3:.1f}" for name in ("eager", "patched")),
-                f"{ratio['median']:.3f}x ({ratio['low']:.3f}-{ratio['high']:.3f})",
+                _emphasised(f"{ratio['median']:.3f}x ({ratio['low']:.3f}-{ratio['high']:.3f})", ratio["median"]),
                 f"{row['from_eager']['patched']:.0e}",
                 f"{row['from_float64']['eager']:.0e}",
             ]
         )
-    header = ["float32, 224x224", "eager ms", "patched ms", "speed-up (95 % interval)"]
+    header = [f"{document['rows'][0]['dtype']}, 224x224", "eager ms", "patched ms", "speed-up (95 % interval)"]
     header += ["eager to patched", "eager to float64"]
     return [*_table(header, lines), "", _place(document, file)]
+
+
+def gpu_models(document: Document, file: Path) -> list[str]:
+    """As `models`, and of runs of its own how much faster compiled models are patched."""
+    compiled = file.with_name("h100-models-compiled.json")
+    lines = models(document, file)
+    if compiled.exists():
+        other = report.load(compiled)
+        found = ", ".join(
+            f"{row['model']} batch {row['batch']} {row['ratios']['compile / compile_patched']['median']:.2f}x"
+            for row in other["rows"]
+        )
+        lines += ["", f"Compiled, patched over not: {found} ({_place(other, compiled)})."]
+    return lines
 
 
 def micro(document: Document, file: Path) -> list[str]:
@@ -125,8 +139,11 @@ def gpu(document: Document, file: Path) -> list[str]:
 
 def _times(other: float, ours: float) -> str:
     """How many times as long the other takes; bold where it is the faster one."""
-    ratio = f"{other / ours:.2f}x"
-    return f"**{ratio}**" if other < ours else ratio
+    return _emphasised(f"{other / ours:.2f}x", other / ours)
+
+
+def _emphasised(text: str, ratio: float) -> str:
+    return f"**{text}**" if ratio < 1 else text
 
 
 def _problem(row: Document) -> tuple:
@@ -139,6 +156,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
     "cpu": ("cpu-micro.json", micro),
     "cpu squeeze_excite": ("cpu-micro-squeeze-excite.json", micro),
     "gpu": ("h100-micro.json", gpu),
+    "gpu models": ("h100-models.json", gpu_models),
 }
 
 
