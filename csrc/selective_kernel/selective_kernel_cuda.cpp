@@ -1,5 +1,6 @@
 // The CUDA wall of selective_kernel in torch: checks, allocation, stream. Built with ATTNKERNELS_EMULATED it takes CPU
 // tensors and runs the same kernels on the host.
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -20,6 +21,15 @@ Tensor copied_rows(const char* op, const Tensor& x, bool channels_last) {
   return copy;
 }
 
+// Room for the partial sums of splits. An empty tensor takes as long to allocate as any, so there is none.
+std::optional<Tensor> allocate_partial(const Shape& shape, const Tiles& tiles, int64_t columns, const Tensor& like) {
+  const int64_t sums = partial_sums(shape, tiles, columns);
+  if (!sums) return std::nullopt;
+  return allocate({sums}, accumulation_dtype(like.scalar_type()), like);
+}
+
+void* data_of(const std::optional<Tensor>& x) { return x ? x->mutable_data_ptr() : nullptr; }
+
 Tensor pooled_sum(std::vector<Tensor> given) {
   const char* op = "pooled_sum";
   const CheckedBranches checked = check_branches(op, std::move(given));
@@ -31,9 +41,9 @@ Tensor pooled_sum(std::vector<Tensor> given) {
   const Branches<const void> branches = checked.rows<void>();
   Tensor pooled = allocate({shape.samples, shape.channels}, x.scalar_type(), x);
   const Tiles tiles = choose_sums(type, shape, branches, nullptr);
-  const Tensor partial = allocate({partial_sums(shape, tiles, 1)}, accumulation_dtype(x.scalar_type()), x);
-  check_launch(op, pool(type, shape, tiles, {branches, pooled.mutable_data_ptr(), partial.mutable_data_ptr()},
-                        current_stream(x)));
+  const std::optional<Tensor> partial = allocate_partial(shape, tiles, 1, x);
+  check_launch(op,
+               pool(type, shape, tiles, {branches, pooled.mutable_data_ptr(), data_of(partial)}, current_stream(x)));
   return pooled;
 }
 
@@ -70,10 +80,10 @@ Tensor select_branches_grad_logits(Tensor grad_y, std::vector<Tensor> given, Ten
   const auto grad_rows = rows_of<const void>(grad_y, shape.channels_last);
   Tensor grad_logits = allocate({shape.samples, shape.branches, shape.channels}, x.scalar_type(), x);
   const Tiles tiles = choose_sums(type, shape, branches, &grad_rows);
-  const Tensor partial = allocate({partial_sums(shape, tiles, shape.branches)}, accumulation_dtype(x.scalar_type()), x);
+  const std::optional<Tensor> partial = allocate_partial(shape, tiles, shape.branches, x);
   check_launch(op, selective_kernel::grad_logits(type, shape, tiles,
                                                  {grad_rows, branches, weights.const_data_ptr(),
-                                                  grad_logits.mutable_data_ptr(), partial.mutable_data_ptr()},
+                                                  grad_logits.mutable_data_ptr(), data_of(partial)},
                                                  current_stream(x)));
   return grad_logits;
 }
