@@ -267,7 +267,8 @@ def test_bad_logits_are_named(logits, kind, message):
 
 
 def test_backends_by_name():
-    assert attnkernels.backend_of("selective_kernel", GOOD, network()[1]) == attnkernels.available_backends()[0]
+    best = "cpu" if "cpu" in attnkernels.available_backends() else "reference"
+    assert attnkernels.backend_of("selective_kernel", GOOD, network()[1]) == best
     with pytest.raises(ValueError, match="pooled_sum: backend: expected one that can run here .*got 'triton'"):
         pooled_sum(GOOD, backend="triton")
 
