@@ -197,8 +197,11 @@ def output_kept(kept: list[str]) -> Iterator[None]:
 
 
 def first_error(output: list[str], error: Exception) -> str:
-    """The compiler's or the linker's first complaint, without where the sources lie."""
-    complaints = (line for line in output if re.search(r"\berror\b|\bfatal\b|cannot find", line))
+    """The compiler's or the linker's first complaint, without where the sources lie.
+
+    The colon tells it from other words of an error, such as the "--- Logging error ---" above a warning of torch 2.10.
+    """
+    complaints = (line for line in output if re.search(r"\b(error|fatal)\s*:|cannot find", line))
     first = next(complaints, str(error) or type(error).__name__).strip().splitlines()[0]
     return first.replace(f"{ROOT}/", "")[:300]
 

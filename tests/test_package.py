@@ -88,10 +88,11 @@ def test_without_a_compiler_the_build_says_so_and_succeeds(tmp_path):
 
 
 def failing_compiler(folder):
-    """A compiler that complains twice."""
+    """A compiler that complains twice, after a line that is no complaint, such as torch 2.10 prints."""
     script = folder / "c++"
     script.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exec echo "c++ 9.0.0"\n'
+        'echo "--- Logging error ---" >&2\n'
         f'echo "{folder}/csrc/a.h:1:2: error: so old" >&2; echo "b.h: error: too" >&2; exit 1\n'
     )
     script.chmod(0o755)
