@@ -1,5 +1,5 @@
 # make demo    set everything up, patch real models, run them on a photograph: same outputs, how much faster
-# make test    set everything up, build every wall, run the test-suite
+# make test    set everything up, build every backend, run the test-suite
 # make bench   microbenchmarks and whole models       make gpu      everything, on a machine with a GPU (offline)
 # make fuzz    random shapes, strides and options     make mutate   does the suite notice broken CUDA kernels?
 # make lint    ruff, clang-format, other compilers    make docs     the site       make wheel   a wheel in dist/

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from .ops._registry import NAMESPACES
-from .ops.criss_cross import contract as criss_cross
-from .ops.squeeze_excite import contract as squeeze_excite
+from .ops.criss_cross import schema as criss_cross
+from .ops.squeeze_excite import schema as squeeze_excite
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]

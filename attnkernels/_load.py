@@ -99,7 +99,7 @@ def load_libraries() -> None:
 
 
 def is_loaded(name: str) -> bool:
-    """Whether the library of that wall ("cpu", "cuda", "emulated") is in the process."""
+    """Whether the library of that backend ("cpu", "cuda", "emulated") is in the process."""
     return name in _loaded
 
 

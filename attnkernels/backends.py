@@ -1,8 +1,8 @@
-"""Which wall runs a call: "cpu" (fused C++), "cuda" (fused CUDA C++), "triton", "reference" (pure PyTorch).
+"""Which backend runs a call: "cpu" (fused C++), "cuda" (fused CUDA C++), "triton", "reference" (pure PyTorch).
 
 A call's `backend=` wins over `use_backend`, which wins over the environment variable ATTNKERNELS_BACKEND, which wins
-over "auto". "auto" takes the best wall for the op, device, dtype and shape; each op states its own exceptions, with
-the measurement behind them. A wall that was asked for by name and is not there raises: nothing else poses as it.
+over "auto". "auto" takes the best backend for the op, device, dtype and shape; each op states its own exceptions, with
+the measurement behind them. A backend that was asked for by name and is not there raises: nothing else poses as it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from . import _forced, _load
 from ._messages import not_among
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
-GPU_WALLS = ("cuda", "triton")  # best first, where an op does not say otherwise
+GPU_BACKENDS = ("cuda", "triton")  # best first, where an op does not say otherwise
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
 PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
@@ -92,7 +92,7 @@ class use_backend:
 
     Raises:
         TypeError: the name is no string.
-        ValueError: the name is none of these. Whether the wall can run is decided by each call.
+        ValueError: the name is none of these. Whether the backend can run is decided by each call.
     """
 
     _used = True  # where a wrong name ends the construction
@@ -159,17 +159,17 @@ def cuda_missing(device_index: int) -> str:
     )
 
 
-def unavailable(wall: str, device: torch.device) -> str:
-    """Why a wall cannot take tensors on `device`; empty when it can."""
-    if wall == "reference":
+def unavailable(backend: str, device: torch.device) -> str:
+    """Why a backend cannot take tensors on `device`; empty when it can."""
+    if backend == "reference":
         return ""
-    if wall in ("cpu", "emulated"):
+    if backend in ("cpu", "emulated"):
         if device.type != "cpu":
             return f"it takes CPU tensors, these are on {device}"
-        return _load.why_missing(wall)
+        return _load.why_missing(backend)
     if device.type != "cuda":
         return f"it takes CUDA tensors, these are on {device}"
-    if wall == "triton":
+    if backend == "triton":
         return triton_missing()
     return cuda_missing(device.index if device.index is not None else torch.cuda.current_device())
 
@@ -179,20 +179,20 @@ def unavailable(wall: str, device: torch.device) -> str:
 unavailable._dynamo_marked_constant = True
 
 
-def best_wall(device: torch.device, on_gpu: tuple[str, ...] = GPU_WALLS) -> str:
-    """The fused wall that `auto` prefers on a device, on a GPU in the order given; "reference" where there is none."""
+def best_backend(device: torch.device, on_gpu: tuple[str, ...] = GPU_BACKENDS) -> str:
+    """The fused backend that `auto` prefers on a device, on a GPU in the order given; "reference" if there is none."""
     if device.type == "cpu":
         return "cpu" if _load.is_loaded("cpu") else "reference"
     if device.type == "cuda":
-        for wall in on_gpu:
-            if not unavailable(wall, device):
-                return wall
+        for backend in on_gpu:
+            if not unavailable(backend, device):
+                return backend
     return "reference"
 
 
-def gpu_walls(x: Tensor) -> tuple[str, ...]:
-    """The order in which `auto` prefers the walls of a GPU, where an op does not say otherwise of its `x`."""
-    return GPU_WALLS
+def gpu_backends(x: Tensor) -> tuple[str, ...]:
+    """The order in which `auto` prefers the backends of a GPU, where an op does not say otherwise of its `x`."""
+    return GPU_BACKENDS
 
 
 forced = _forced.current  # what use_backend asks for here; "" for nothing
@@ -228,7 +228,7 @@ def choose(
     *,
     only_formula: str = "",
     when_compiled: str = "",
-    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_walls,
+    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_backends,
 ) -> str:
     """The backend for a call of `op` made with `backend=`: the one place that decides.
 
@@ -261,10 +261,10 @@ def choose(
         chosen, reason = "reference", when_compiled
     elif compiling and _is_exporting():
         chosen, reason = "reference", "an exported program is to load where this library is not installed"
-    elif x.is_cpu and _load.is_loaded("cpu"):  # as best_wall, which would make a device of x first
+    elif x.is_cpu and _load.is_loaded("cpu"):  # as best_backend, which would make a device of x first
         chosen, reason = "cpu", "best on cpu"
     else:
-        chosen, reason = best_wall(x.device, on_gpu(x)), ""
+        chosen, reason = best_backend(x.device, on_gpu(x)), ""
     if backend.__class__ is _Question:
         kind = x.device.type
         raise _Answer(
@@ -308,15 +308,15 @@ _compiling = torch.compiler.is_compiling
 _autocasting = torch._C._is_any_autocast_enabled
 
 
-def plain_wall(
+def plain_backend(
     x: Any,
     backend: str,
     tensors: Iterable[Any] = (),
-    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_walls,
+    on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_backends,
 ) -> str:
-    """The wall of kernels for a call that nothing is special about; empty where each argument is to be considered.
+    """The backend of kernels for a call that nothing is special about; empty where each argument is to be considered.
 
-    Checking everything one after the other takes longer than a small op. Where this function names a wall, `choose`
+    Checking everything one after the other takes longer than a small op. Where this function names a backend, `choose`
     would name the same; what is left to do is to check dtypes, devices and shapes, which an operator may do itself:
     then it is called at once, and the checks in Python say afterwards why it refused.
 
@@ -346,7 +346,7 @@ def plain_wall(
         if backend == "auto":
             if x.is_cpu:
                 return "cpu" if _load.is_loaded("cpu") else ""
-            backend = best_wall(x.device, on_gpu(x)) if x.is_cuda else "reference"
+            backend = best_backend(x.device, on_gpu(x)) if x.is_cuda else "reference"
             return "" if backend == "reference" else backend
     if (backend not in BACKENDS and backend not in _HIDDEN) or unavailable(backend, x.device):
         return ""
@@ -365,13 +365,13 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
     """
     if op is not None:
         operator_of(op, "available_backends")
-    walls = []
+    backends = []
     if torch.cuda.is_available():
         gpu = torch.device("cuda", torch.cuda.current_device())
-        walls += [wall for wall in ("cuda", "triton") if not unavailable(wall, gpu)]
+        backends += [backend for backend in ("cuda", "triton") if not unavailable(backend, gpu)]
     if _load.is_loaded("cpu"):
-        walls.append("cpu")
-    return (*walls, "reference")
+        backends.append("cpu")
+    return (*backends, "reference")
 
 
 def operator_of(op: Any, where: str) -> Operator:

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--threads", type=options.whole, default=1)
     models.add_argument("--json", type=options.new_file, help="file to write")
 
-    demo = commands.add_parser("demo", help="real models on a real photograph, stock and patched")
+    demo = commands.add_parser("demo", help="real models on a real photograph, unpatched and patched")
     demo.add_argument("--quick", action="store_true", help="without torch.compile")
     demo.add_argument("--seconds", type=options.seconds, help="per row; the longer, the narrower the intervals")
     demo.add_argument("--threads", type=options.whole, default=1)

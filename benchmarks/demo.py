@@ -31,7 +31,7 @@ def configurations(compiled: bool) -> list[tuple[str, int, str, tuple[str, ...]]
 
 
 def run(arguments) -> int:
-    """`python -m benchmarks demo`; 0 if every patched model gives the outputs of the stock one."""
+    """`python -m benchmarks demo`; 0 if every patched model gives the outputs of the unpatched one."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     started = time.monotonic()

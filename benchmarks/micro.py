@@ -27,7 +27,7 @@ from .timing import CpuTimer, GpuTimer, copy_bandwidth, interleave, make_timer, 
 DIRECTIONS = ("forward", "backward", "training")
 LAYOUTS = ("nchw", "channels_last")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# "ours" is what a user gets (auto); a wall's name forces it. Walls that cannot run on the device are left out.
+# "ours" is what a user gets (auto); a backend's name forces it. Backends that cannot run on the device are left out.
 COLUMNS = ("eager", "eager_channels_last", "compile", "compile_ours", "ours", "cuda", "triton")
 # Errors up to this are the dtype's own rounding; beyond it a result may be at most twice as far off as eager's.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -131,10 +131,10 @@ def every_column(cases: list[Case]) -> tuple[str, ...]:
     return (*COLUMNS, *(column for name in alternatives for column in (name, f"compile_{name}")))
 
 
-def make_columns(problem: Problem, names: tuple[str, ...], wall: str) -> dict[str, Column]:
-    """The columns that this problem has; a forced wall that `auto` takes anyway (`wall`) is not measured twice."""
+def make_columns(problem: Problem, names: tuple[str, ...], backend: str) -> dict[str, Column]:
+    """The columns that this problem has; forcing `backend`, which `auto` takes anyway, is not measured twice."""
     public = getattr(attnkernels, problem.case.op)
-    available = [wall for wall in ("cpu", "cuda", "triton") if not backends.unavailable(wall, problem.device)]
+    available = [backend for backend in ("cpu", "cuda", "triton") if not backends.unavailable(backend, problem.device)]
     columns = {}
     for name in names:
         args, kwargs, grad = problem.args, problem.kwargs, problem.grad
@@ -156,7 +156,7 @@ def make_columns(problem: Problem, names: tuple[str, ...], wall: str) -> dict[st
             function = torch.compile(problem.case.alternatives[name.removeprefix("compile_")], dynamic=False)
         elif name == "ours":
             function = public
-        elif name in available and name != wall:
+        elif name in available and name != backend:
             function = functools.partial(public, backend=name)
         else:
             continue
@@ -168,16 +168,18 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
-def chosen_wall(problem: Problem) -> tuple[str, str]:
-    """The wall of "ours" and the reason.
+def chosen_backend(problem: Problem) -> tuple[str, str]:
+    """The backend of "ours" and the reason.
 
     Raises:
-        RuntimeError: there is no fused wall on this device: a benchmark of the fallback would pose as one of ours.
+        RuntimeError: there is no fused backend on this device: a benchmark of the fallback would pose as one of ours.
     """
-    wall, reason = backends.plan(problem.case.op, *problem.args, **problem.kwargs)
-    if wall == "reference" and backends.best_wall(problem.device) == "reference":
-        raise RuntimeError(f"no fused wall of {problem.case.op} can run on {problem.device}: build the library first")
-    return wall, reason
+    backend, reason = backends.plan(problem.case.op, *problem.args, **problem.kwargs)
+    if backend == "reference" and backends.best_backend(problem.device) == "reference":
+        raise RuntimeError(
+            f"no fused backend of {problem.case.op} can run on {problem.device}: build the library first"
+        )
+    return backend, reason
 
 
 def errors(problem: Problem, columns: dict[str, Column], backward: bool) -> dict[str, list[float]]:
@@ -251,14 +253,14 @@ class Runner:
         if settings.device.type == "cuda":
             torch.cuda.empty_cache()  # what the last problem's graphs held
         backward = any(direction != "forward" for direction in settings.directions)
-        wall, reason = chosen_wall(problem) if "ours" in settings.columns else ("", "")
+        backend, reason = chosen_backend(problem) if "ours" in settings.columns else ("", "")
         head = {
             "op": problem.case.op, "axes": problem.case.axes, "variant": problem.variant,
             "shape": "x".join(map(str, problem.shape)),
             "dtype": str(problem.dtype).removeprefix("torch."), "layout": problem.layout,
-            "wall": wall, "reason": reason,
+            "backend": backend, "reason": reason,
         }  # fmt: skip
-        columns = make_columns(problem, settings.columns, wall)
+        columns = make_columns(problem, settings.columns, backend)
         if self.elapsed() > settings.budget and any(map(compiled, columns)):
             self.left_out.append(f"{problem.name}: {', '.join(filter(compiled, columns))} (time budget)")
             columns = {name: column for name, column in columns.items() if not compiled(name)}

@@ -55,7 +55,7 @@ def draw_demo(document: report.Document, path: str | Path) -> None:
                 names.append(f"{row['model']} b{row['batch']} {row['layout']}{suffix}")
                 ratios.append(row["ratios"][pair])
     if names:
-        _bars(right, names, ratios, "time of the stock model / time of the patched model")
+        _bars(right, names, ratios, "time of the unpatched model / time of the patched model")
     figure.suptitle(_place(document), fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

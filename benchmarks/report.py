@@ -74,7 +74,7 @@ def print_micro(document: Document) -> None:
     """One line per case, direction and mode: our time, and how much longer each other column takes."""
     rows = document["rows"]
     others = list(dict.fromkeys(name for row in rows for name in row.get("ratios", {})))
-    header = ["case", "direction", "mode", "wall", "base", "time", *(f"{name} / base" for name in others)]
+    header = ["case", "direction", "mode", "backend", "base", "time", *(f"{name} / base" for name in others)]
     header += ["GB/s", "copy GB/s", "/ floor", "peak MiB", "eager's", "error", "eager's"]
     lines = []
     for row in rows:
@@ -85,7 +85,7 @@ def print_micro(document: Document) -> None:
         time = row["median"][base]
         lines.append(
             [
-                row_name(row), row["direction"], row["mode"], row["wall"], base, seconds(time),
+                row_name(row), row["direction"], row["mode"], row["backend"], base, seconds(time),
                 *(speedup(row["ratios"][name]) if name in row["ratios"] else "" for name in others),
                 f"{row['bytes'] / time / 1e9:.0f}", f"{row['copy_same_size'] / 1e9:.0f}", f"{time / row['floor']:.2f}",
                 mebibytes(row["peak_bytes"][base]), mebibytes(row["peak_bytes"].get("eager", 0)),

@@ -1,4 +1,4 @@
-"""Choosing a wall: by argument, by context, by environment; and what `info` tells."""
+"""Choosing a backend: by argument, by context, by environment; and what `info` tells."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def call(**kwargs):
     return attnkernels.squeeze_excite(x, w, None, w, None, **kwargs)
 
 
-def wall(**kwargs):
+def backend(**kwargs):
     x, w = torch.randn(1, 4, 3, 3), torch.randn(4, 4)
     return attnkernels.backend_of("squeeze_excite", x, w, None, w, None, **kwargs)
 
 
 def test_a_call_wins_over_the_context_and_the_context_is_left():
-    best = wall()
+    best = backend()
     with attnkernels.use_backend("reference"):
-        assert wall() == "reference"
+        assert backend() == "reference"
         if "cpu" in attnkernels.available_backends():
-            assert wall(backend="cpu") == "cpu"
+            assert backend(backend="cpu") == "cpu"
         with attnkernels.use_backend("auto"):
-            assert wall() == best
-        assert wall() == "reference"
-    assert wall() == best
+            assert backend() == best
+        assert backend() == "reference"
+    assert backend() == best
 
 
 def test_the_context_is_left_after_an_error():
-    best = wall()
+    best = backend()
     with pytest.raises(ValueError, match="backend"), attnkernels.use_backend("triton"):
         call()
-    assert wall() == best
+    assert backend() == best
 
 
 def test_unknown_names():
@@ -61,29 +61,29 @@ def test_unknown_names():
 
 
 def test_a_context_can_be_kept_and_entered_again():
-    best = wall()
+    best = backend()
     kept = attnkernels.use_backend("reference")
     with kept:
-        assert wall() == "reference"
+        assert backend() == "reference"
         with attnkernels.use_backend("auto"), kept:
-            assert wall() == "reference"
-        assert wall() == "reference"
+            assert backend() == "reference"
+        assert backend() == "reference"
     with contextlib.ExitStack() as stack:
         stack.enter_context(kept)
-        assert wall() == "reference"
-    assert wall() == best
+        assert backend() == "reference"
+    assert backend() == best
 
 
 def test_one_context_serves_several_threads_at_once():
-    kept, best = attnkernels.use_backend("reference"), wall()
+    kept, best = attnkernels.use_backend("reference"), backend()
     both_inside = threading.Barrier(2, timeout=60)
 
     def inside() -> tuple[str, str]:
         with kept:
             both_inside.wait()
-            found = wall()
+            found = backend()
         both_inside.wait()
-        return found, wall()
+        return found, backend()
 
     with ThreadPoolExecutor(2) as threads:
         assert [task.result() for task in [threads.submit(inside) for _ in range(2)]] == [("reference", best)] * 2
@@ -95,16 +95,16 @@ def test_a_context_left_elsewhere_is_an_error():
 
 
 def test_a_decorated_function_takes_the_backend_in_each_call():
-    best = wall()
+    best = backend()
 
     @attnkernels.use_backend("reference")
     def inside(depth: int) -> str:
         """Documented."""
-        return wall() if depth == 0 else inside(depth - 1)
+        return backend() if depth == 0 else inside(depth - 1)
 
     assert inside.__doc__ == "Documented."
     assert inside(0) == inside(2) == "reference"
-    assert wall() == best
+    assert backend() == best
 
 
 def test_a_context_that_is_not_entered_warns_where_it_was_made():
@@ -185,7 +185,7 @@ def test_what_an_architecture_runs_on(built, runs_on, fails_on):
 def test_info_as_text_and_as_json(capsys):
     assert info.main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["operators"]["squeeze_excite"]["cpu"]["backend"] == wall()
+    assert found["operators"]["squeeze_excite"]["cpu"]["backend"] == backend()
     assert info.main([]) == 0
     text = capsys.readouterr().out
     for library in ("cpu", "cuda", "triton"):

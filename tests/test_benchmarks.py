@@ -71,7 +71,7 @@ def test_alternatives_compute_the_same(case, name, shape):
         torch.testing.assert_close(function(*args, **kwargs), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_ours_is_a_fused_wall_or_an_error(tmp_path):
+def test_ours_is_a_fused_backend_or_an_error(tmp_path):
     """Where nothing was built, the reference must not be timed as if it were ours."""
     file = tmp_path / "ours.json"
     arguments = parser().parse_args(
@@ -82,10 +82,10 @@ def test_ours_is_a_fused_wall_or_an_error(tmp_path):
     assert run_micro(arguments) == (0 if built else 1)
     document = report.load(file)
     if built:
-        assert document["rows"][0]["wall"] == "cpu"
+        assert document["rows"][0]["backend"] == "cpu"
         assert document["rows"][0]["ratios"]["eager"]["median"] > 0
     else:
-        assert "no fused wall" in document["failed"][0]
+        assert "no fused backend" in document["failed"][0]
 
 
 def test_a_wrong_result_is_red_and_not_timed(tmp_path, monkeypatch):

@@ -8,43 +8,43 @@ from tools.budgets import __main__ as budgets
 from tools.budgets import cuda, table
 
 
-def has_rows(source: str, room: str) -> bool:
-    """Whether the committed table of a room has rows from that source."""
-    wall = "triton" if source == "triton" else "cuda"
-    return any(row["wall"] == wall and ("case" in row) == (source == "traffic") for row in table.load(room)["rows"])
+def has_rows(source: str, op: str) -> bool:
+    """Whether the committed table of an op has rows from that source."""
+    backend = "triton" if source == "triton" else "cuda"
+    return any(row["backend"] == backend and ("case" in row) == (source == "traffic") for row in table.load(op)["rows"])
 
 
 MEASURED = [
-    pytest.param(source, room, id=f"{source}-{room}", marks=pytest.mark.xdist_group(f"budgets-{source}"))
+    pytest.param(source, op, id=f"{source}-{op}", marks=pytest.mark.xdist_group(f"budgets-{source}"))
     for source, module in budgets.SOURCES.items()
     if not module.why_unavailable()
-    for room in module.rooms()
-    if has_rows(source, room)
+    for op in module.ops()
+    if has_rows(source, op)
 ]
-ROOMS = sorted({room for room in cuda.rooms()})
+OPS = sorted({op for op in cuda.ops()})
 
 
 def test_every_room_has_a_budget():
-    assert all(has_rows(source, room) for source in ("cuda", "traffic") for room in ROOMS)
+    assert all(has_rows(source, op) for source in ("cuda", "traffic") for op in OPS)
 
 
-@pytest.mark.parametrize(("source", "room"), MEASURED)
-def test_no_kernel_costs_more_than_its_budget(source, room):
-    problems, rows = budgets.measure(source, room, quick=True)
+@pytest.mark.parametrize(("source", "op"), MEASURED)
+def test_no_kernel_costs_more_than_its_budget(source, op):
+    problems, rows = budgets.measure(source, op, quick=True)
     assert rows
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_kernel_spills_and_streams_are_wide(room):
-    rows = [row for row in table.load(room)["rows"] if "spill_bytes" in row["figures"]]
+@pytest.mark.parametrize("op", OPS)
+def test_no_kernel_spills_and_streams_are_wide(op):
+    rows = [row for row in table.load(op)["rows"] if "spill_bytes" in row["figures"]]
     assert rows
     assert not [table.describe(table.key_of(row)) for row in rows if row["figures"]["spill_bytes"]]
 
 
-def traffic_of(room, case, dtype) -> tuple[dict[tuple[str, str], float], list[dict]]:
+def traffic_of(op, case, dtype) -> tuple[dict[tuple[str, str], float], list[dict]]:
     """Bytes that a run moved of each buffer, over the buffer's size; and the rows that say so."""
-    rows = [r for r in table.load(room)["rows"] if r.get("case") == case and r["dtype"] == dtype and "access" in r]
+    rows = [r for r in table.load(op)["rows"] if r.get("case") == case and r["dtype"] == dtype and "access" in r]
     factors: dict[tuple[str, str], float] = {}
     for r in rows:
         key = r["buffer"], r["access"]
@@ -156,7 +156,7 @@ def test_layout_copies_read_and_write_once(direction, dtype):
 
 
 def row(registers=32, kernel="pool", **figures):
-    return {"kernel": kernel, "wall": "cuda", "arch": "sm_90", "figures": {"registers": registers, **figures}}
+    return {"kernel": kernel, "backend": "cuda", "arch": "sm_90", "figures": {"registers": registers, **figures}}
 
 
 def test_comparison():
@@ -180,9 +180,9 @@ def test_comparison():
 def test_tables_are_written_one_row_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "FOLDER", tmp_path)
     rows = [row(kernel="scale"), row(kernel="pool")]
-    table.save("room", {"nvcc": "13.0"}, rows)
-    assert table.load("room") == {"compilers": {"nvcc": "13.0"}, "rows": rows[::-1]}
-    assert len((tmp_path / "room.json").read_text().splitlines()) == 4
+    table.save("op", {"nvcc": "13.0"}, rows)
+    assert table.load("op") == {"compilers": {"nvcc": "13.0"}, "rows": rows[::-1]}
+    assert len((tmp_path / "op.json").read_text().splitlines()) == 4
     assert table.load("other") == {"compilers": {}, "rows": []}
 
 

@@ -35,12 +35,12 @@ def test_changes_of_a_line(line, expected):
 
 
 def test_a_mutant_is_named_without_its_line_number(tmp_path, monkeypatch):
-    folder = tmp_path / "csrc" / "room"
+    folder = tmp_path / "csrc" / "op"
     folder.mkdir(parents=True)
-    (folder / "room.cuh").write_text("__syncthreads();\nf();\n  __syncthreads();\n")
+    (folder / "op.cuh").write_text("__syncthreads();\nf();\n  __syncthreads();\n")
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
-    first, second = mutate.mutants("room")
-    assert first.key() == ("room/room.cuh", "barrier", "__syncthreads();", ";", 0)
+    first, second = mutate.mutants("op")
+    assert first.key() == ("op/op.cuh", "barrier", "__syncthreads();", ";", 0)
     assert (second.key()[-1], second.number) == (1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Every op, on every wall of this machine, against its reference in float64."""
+"""Every op, on every backend of this machine, against its reference in float64."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attnkernels
 from attnkernels import testing
 
-WALLS = testing.walls()
+BACKENDS = testing.fused_backends()
 EVERY = [
-    pytest.param(case, wall, device, id=f"{case}-{wall}")
+    pytest.param(case, backend, device, id=f"{case}-{backend}")
     for case in testing.cases()
-    for wall, device in WALLS
-    if case.small or wall != "emulated"
+    for backend, device in BACKENDS
+    if case.small or backend != "emulated"
 ]
 SMALL = [p for p in EVERY if p.values[0].small]
 HAS_SAMPLES = [p for p in SMALL if "no_samples" not in p.id]
@@ -26,27 +26,27 @@ def make(case, dtype, device, layout="contiguous", seed=0):
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize(("case", "wall", "device"), EVERY)
-def test_forward_and_gradients(case, wall, device, dtype, layout):
-    testing.check_against_float64(case, wall, device, dtype, layout)
+@pytest.mark.parametrize(("case", "backend", "device"), EVERY)
+def test_forward_and_gradients(case, backend, device, dtype, layout):
+    testing.check_against_float64(case, backend, device, dtype, layout)
 
 
-@pytest.mark.parametrize(("case", "wall", "device"), EVERY)
-def test_same_result_with_and_without_grad_and_every_time(case, wall, device):
+@pytest.mark.parametrize(("case", "backend", "device"), EVERY)
+def test_same_result_with_and_without_grad_and_every_time(case, backend, device):
     args, kwargs = make(case, torch.float32, device)
-    first, grads, grad_output = testing.gradients(case.op, args, kwargs, wall)
-    again, grads_again, _ = testing.gradients(case.op, args, kwargs, wall, grad_output)
+    first, grads, grad_output = testing.gradients(case.op, args, kwargs, backend)
+    again, grads_again, _ = testing.gradients(case.op, args, kwargs, backend, grad_output)
     with torch.no_grad():
-        assert torch.equal(first, testing.run(case.op, args, kwargs, wall))
+        assert torch.equal(first, testing.run(case.op, args, kwargs, backend))
     assert torch.equal(first, again)
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
 
-@pytest.mark.parametrize(("case", "wall", "device"), SMALL)
-def test_any_strides(case, wall, device):
+@pytest.mark.parametrize(("case", "backend", "device"), SMALL)
+def test_any_strides(case, backend, device):
     """Slices, transposes, storage offsets and gradients that are expanded or sliced."""
     args, kwargs = make(case, torch.float32, device)
-    want, want_grads, _ = testing.gradients(case.op, args, kwargs, wall, torch.ones(()).to(device).expand(
+    want, want_grads, _ = testing.gradients(case.op, args, kwargs, backend, torch.ones(()).to(device).expand(
         testing.run(case.op, args, kwargs, "reference").shape))  # fmt: skip
 
     def awkward(x):
@@ -55,17 +55,17 @@ def test_any_strides(case, wall, device):
         return wide[..., 1:-2] if x.shape[-1] else x
 
     odd_args, odd_kwargs = testing.map_tensors((args, kwargs), awkward)
-    got, grads, _ = testing.gradients(case.op, odd_args, odd_kwargs, wall, torch.ones_like(want))
+    got, grads, _ = testing.gradients(case.op, odd_args, odd_kwargs, backend, torch.ones_like(want))
     torch.testing.assert_close(got, want)
     for grad, want_grad in zip(grads, want_grads, strict=True):
         torch.testing.assert_close(grad, want_grad)
 
 
-@pytest.mark.parametrize(("case", "wall", "device"), HAS_SAMPLES)
-def test_memory_format_is_kept(case, wall, device):
+@pytest.mark.parametrize(("case", "backend", "device"), HAS_SAMPLES)
+def test_memory_format_is_kept(case, backend, device):
     for layout, memory_format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
         args, kwargs = make(case, torch.float32, device, layout)
-        output = testing.run(case.op, args, kwargs, wall)
+        output = testing.run(case.op, args, kwargs, backend)
         first = next(testing.tensors_of(args))
         if first.dim() == 4 and first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last):
             continue  # in both formats at once
@@ -76,8 +76,8 @@ def test_memory_format_is_kept(case, wall, device):
 FEWER = [p for p in HAS_SAMPLES if p.values[1] != "emulated"]
 
 
-@pytest.mark.parametrize(("case", "wall", "device"), FEWER)
-def test_numerical_gradients(case, wall, device):
+@pytest.mark.parametrize(("case", "backend", "device"), FEWER)
+def test_numerical_gradients(case, backend, device):
     args, kwargs = make(case, torch.float64, device)
     inputs = [x.requires_grad_() for x in testing.tensors_of((args, kwargs))]
     if sum(x.numel() for x in inputs) > 2000:  # numerical gradients cost two calls per element
@@ -85,7 +85,7 @@ def test_numerical_gradients(case, wall, device):
         inputs = [next(testing.tensors_of((args, kwargs))).requires_grad_()]
 
     def call(*_):
-        return testing.run(case.op, args, kwargs, wall)
+        return testing.run(case.op, args, kwargs, backend)
 
     fast = {"fast_mode": True}
     assert torch.autograd.gradcheck(call, inputs, **fast)
@@ -106,27 +106,27 @@ class _Record(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
-@pytest.mark.parametrize(("case", "wall", "device"), SMALL)
-def test_operators_pass_opcheck(case, wall, device, layout):
+@pytest.mark.parametrize(("case", "backend", "device"), SMALL)
+def test_operators_pass_opcheck(case, backend, device, layout):
     args, kwargs = make(case, torch.float32, device, layout)
     with _Record() as record:
-        testing.gradients(case.op, args, kwargs, wall)
+        testing.gradients(case.op, args, kwargs, backend)
     assert record.calls
     for func, op_args, op_kwargs in record.calls:
         op_args, op_kwargs = testing.map_tensors((tuple(op_args), op_kwargs), lambda x: x.detach())
         torch.library.opcheck(func, op_args, op_kwargs)
 
 
-ONE_PER_OP = [next(p for p in HAS_SAMPLES if p.values[0].op == op and p.values[1] == wall)
-              for op in testing.CASES for wall, _ in WALLS]  # fmt: skip
+ONE_PER_OP = [next(p for p in HAS_SAMPLES if p.values[0].op == op and p.values[1] == backend)
+              for op in testing.CASES for backend, _ in BACKENDS]  # fmt: skip
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(("case", "wall", "device"), ONE_PER_OP)
-def test_compile_without_graph_breaks(case, wall, device, dynamic):
+@pytest.mark.parametrize(("case", "backend", "device"), ONE_PER_OP)
+def test_compile_without_graph_breaks(case, backend, device, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda args, kwargs: torch.relu(testing.run(case.op, args, kwargs, wall)) * 2,
+        lambda args, kwargs: torch.relu(testing.run(case.op, args, kwargs, backend)) * 2,
         fullgraph=True, dynamic=dynamic, backend="aot_eager",
     )  # fmt: skip
     for layout in testing.LAYOUTS:
@@ -134,7 +134,7 @@ def test_compile_without_graph_breaks(case, wall, device, dynamic):
         args, kwargs = testing.map_tensors((args, kwargs), lambda x: x.requires_grad_())
         inputs = list(testing.tensors_of((args, kwargs)))
         got = compiled(args, kwargs)
-        want = torch.relu(testing.run(case.op, args, kwargs, wall)) * 2
+        want = torch.relu(testing.run(case.op, args, kwargs, backend)) * 2
         torch.testing.assert_close(got, want)
         got_grads = torch.autograd.grad(got.sum(), inputs)
         want_grads = torch.autograd.grad(want.sum(), inputs)
@@ -142,28 +142,28 @@ def test_compile_without_graph_breaks(case, wall, device, dynamic):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("case", "wall", "device"), ONE_PER_OP)
-def test_export_keeps_the_operator(case, wall, device):
+@pytest.mark.parametrize(("case", "backend", "device"), ONE_PER_OP)
+def test_export_keeps_the_operator(case, backend, device):
     args, kwargs = make(case, torch.float32, device)
 
     class Module(torch.nn.Module):
         def forward(self, *values):
-            return testing.run(case.op, values, kwargs, wall)
+            return testing.run(case.op, values, kwargs, backend)
 
     exported = torch.export.export(Module(), args)
     assert any("attnkernels" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(*args), testing.run(case.op, args, kwargs, wall))
+    torch.testing.assert_close(exported.module()(*args), testing.run(case.op, args, kwargs, backend))
 
 
-def test_every_room_has_its_walls_and_cases():
+def test_every_room_has_its_fused_and_cases():
     from pathlib import Path
 
     package = Path(attnkernels.__file__).parent
     csrc = package.parent / "csrc"
-    for room in sorted(p for p in (package / "ops").iterdir() if (p / "__init__.py").exists()):
-        name = room.name
-        for file in ("reference.py", "contract.py", "triton_impl.py"):
-            assert (room / file).exists(), f"{name} lacks {file}"
+    for op in sorted(p for p in (package / "ops").iterdir() if (p / "__init__.py").exists()):
+        name = op.name
+        for file in ("reference.py", "schema.py", "triton_impl.py"):
+            assert (op / file).exists(), f"{name} lacks {file}"
         for pattern in (f"{name}*.cuh", f"{name}*.cu", f"{name}_cuda.cpp", f"{name}_cpu.cpp"):
             assert list((csrc / name).glob(pattern)), f"{name} lacks csrc/{name}/{pattern}"
         assert (package / "testing" / "cases" / f"{name}.py").exists(), f"{name} lacks its cases"

@@ -1,4 +1,4 @@
-"""torch.compile, export and make_fx see the Triton walls as their operators, traced here with tensors that are not."""
+"""torch.compile, export and make_fx see the Triton backends as their operators, traced here with tensors that are not."""
 
 from __future__ import annotations
 

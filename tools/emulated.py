@@ -128,8 +128,8 @@ class NinjaFile:
         self.statements[target] = f"build {_escaped(target)}: compile {_escaped(source)}\n  flags = {_quoted(flags)}\n"
         return target
 
-    def kernels(self, rooms: list[str]) -> list[Path]:
-        sources = sorted(path for room in rooms for path in self.csrc.glob(f"{room}/*.cu"))
+    def kernels(self, ops: list[str]) -> list[Path]:
+        sources = sorted(path for op in ops for path in self.csrc.glob(f"{op}/*.cu"))
         return [self.object(source, self.flags.kernels) for source in sources]
 
     def emulation(self) -> list[Path]:
@@ -214,7 +214,7 @@ def build(mode: str, *targets: str, quiet: bool = True) -> list[Path]:
         raise RuntimeError(f"the CUDA emulation cannot be built: {reason}")
     wanted = targets or (("library",) if mode in ("plain", "traffic") else tuple(programs()))
     paths = []
-    for target in wanted:  # each with a build of its own: a room that does not compile stops no other's tests
+    for target in wanted:  # each with a build of its own: an op that does not compile stops no other's tests
         ninja_file = NinjaFile(mode, ROOT / "csrc", BUILD / mode)
         if target in MODULES:
             ninja_file.module(target)

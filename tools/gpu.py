@@ -138,9 +138,9 @@ class Stages:
         limit = self.arguments.sanitizer_limit
         command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "86"]
         if tool in ("racecheck", "synccheck"):
-            # Our kernels only, by the names of the rooms that begin theirs. (The others must see who writes what.)
-            for room in sorted({path.parent.name for path in ROOT.glob("csrc/*/*.cu")}):
-                command += ["--kernel-regex", f"kns={room}"]
+            # Our kernels only, by the names of the ops that begin theirs. (The others must see who writes what.)
+            for op in sorted({path.parent.name for path in ROOT.glob("csrc/*/*.cu")}):
+                command += ["--kernel-regex", f"kns={op}"]
         # A case in flight has a third of the limit to end in.
         command += [sys.executable, str(ROOT / "tools" / "sanitizer_cases.py"), "--seconds", str(limit * 2 / 3)]
         # Every tensor is then an allocation of its own, with nothing valid beyond its end.
@@ -172,7 +172,7 @@ class Stages:
         return outcomes
 
     def micro(self) -> list[Outcome]:
-        # Every PyTorch form that needs no compiler, and both walls of ours.
+        # Every PyTorch form that needs no compiler, and both backends of ours.
         return [self._benchmark("micro", "eager,eager_channels_last,unstacked,einsum,batched,cuda,triton", "5")]
 
     def compiled(self) -> list[Outcome]:
@@ -242,7 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, of " + ", ".join(STAGES))
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "output" / "gpu"), help="directory of the results")
-    parser.add_argument("--backends", default="cuda", help="the walls of the graphs stage")
+    parser.add_argument("--backends", default="cuda", help="the backends of the graphs stage")
     parser.add_argument("--tests", default="tests", help="pytest's paths and options")
     parser.add_argument("--micro", default="", help="further options of `python -m benchmarks micro`")
     for stage, seconds in {

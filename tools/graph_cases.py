@@ -16,17 +16,17 @@ STREAMS = 4
 class Call:
     """An op's forward and backward on tensors of its own."""
 
-    def __init__(self, case: testing.OpCase, dtype: torch.dtype, layout: str, wall: str, seed: int = 0):
-        self.case, self.wall = case, wall
+    def __init__(self, case: testing.OpCase, dtype: torch.dtype, layout: str, backend: str, seed: int = 0):
+        self.case, self.backend = case, backend
         arguments = case.make(dtype, "cuda", layout, seed)
         self.args, self.kwargs = testing.map_tensors(arguments, lambda tensor: tensor.detach().requires_grad_())
         self.leaves = list(testing.tensors_of((self.args, self.kwargs)))
         with torch.no_grad():
-            output = testing.run(case.op, self.args, self.kwargs, wall)
+            output = testing.run(case.op, self.args, self.kwargs, backend)
         self.grad = torch.randn_like(output)
 
     def __call__(self) -> list[torch.Tensor]:
-        output = testing.run(self.case.op, self.args, self.kwargs, self.wall)
+        output = testing.run(self.case.op, self.args, self.kwargs, self.backend)
         grads = torch.autograd.grad(output, self.leaves, self.grad, allow_unused=True)
         return [output.detach(), *(grad for grad in grads if grad is not None)]
 
@@ -43,9 +43,9 @@ def assert_same(got: list[torch.Tensor], want: list[torch.Tensor], what: str) ->
         )
 
 
-def check_graph(case: testing.OpCase, dtype: torch.dtype, layout: str, wall: str) -> None:
+def check_graph(case: testing.OpCase, dtype: torch.dtype, layout: str, backend: str) -> None:
     """One capture, replayed on new values in the same memory; counters that a kernel forgets to reset show here."""
-    call = Call(case, dtype, layout, wall)
+    call = Call(case, dtype, layout, backend)
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()  # the values were made on another stream
     with torch.cuda.stream(stream):
@@ -55,16 +55,16 @@ def check_graph(case: testing.OpCase, dtype: torch.dtype, layout: str, wall: str
     with torch.cuda.graph(graph, stream=stream):
         results = call()
     for seed in range(REPLAYS):
-        fresh = Call(case, dtype, layout, wall, seed)
+        fresh = Call(case, dtype, layout, backend, seed)
         call.take_values_of(fresh)
         graph.replay()
         torch.cuda.synchronize()
         assert_same(results, fresh(), f"replay {seed}")
 
 
-def check_streams(case: testing.OpCase, dtype: torch.dtype, layout: str, wall: str) -> None:
+def check_streams(case: testing.OpCase, dtype: torch.dtype, layout: str, backend: str) -> None:
     """Calls in flight on several streams at once do not share scratch memory."""
-    calls = [Call(case, dtype, layout, wall, seed) for seed in range(STREAMS)]
+    calls = [Call(case, dtype, layout, backend, seed) for seed in range(STREAMS)]
     want = [call() for call in calls]
     streams = [torch.cuda.Stream() for _ in calls]
     torch.cuda.synchronize()
@@ -83,18 +83,17 @@ def main() -> int:
     parser.add_argument("--backends", default="cuda,triton")
     arguments = parser.parse_args()
     failed = checked = 0
-    for wall in arguments.backends.split(","):
+    for backend in arguments.backends.split(","):
         for case in testing.cases(small=True):
             for dtype, layout in ((torch.float32, "contiguous"), (torch.bfloat16, "channels_last")):
                 for check in (check_graph, check_streams):
                     checked += 1
                     try:
-                        check(case, dtype, layout, wall)
+                        check(case, dtype, layout, backend)
                     except Exception as error:  # every case is to be tried, whatever one does
                         failed += 1
-                        print(
-                            f"FAILED {check.__name__} {case} {wall} {dtype} {layout}: {type(error).__name__}: {error}"
-                        )
+                        where = f"{check.__name__} {case} {backend} {dtype} {layout}"
+                        print(f"FAILED {where}: {type(error).__name__}: {error}")
     print(f"{checked} checks, {failed} failed")
     return 1 if failed or not checked else 0
 

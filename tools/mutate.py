@@ -1,16 +1,16 @@
-"""Does the suite notice broken kernels? `python -m tools.mutate [--list] [--sample N] [--minutes M] ROOM ...`
+"""Does the suite notice broken kernels? `python -m tools.mutate [--list] [--sample N] [--minutes M] OP ...`
 
-Each mutant is the room's kernels (csrc/<room>/*.cuh) with one change:
+Each mutant is the op's kernels (csrc/<op>/*.cuh) with one change:
 
     barrier   a __syncthreads, __syncwarp, fence, group barrier or wait for the primary grid is removed
     bound     a comparison is loosened by one:  <  to  <=,  >=  to  >
     mask      the condition of an `if` or of a `?:` is always true
 
-The room's stand-alone program (tests/emulation/standalone/<room>.cpp) must fail with it, built with AddressSanitizer or
+The op's stand-alone program (tests/emulation/standalone/<op>.cpp) must fail with it, built with AddressSanitizer or
 with ThreadSanitizer: by wrong numbers, a report, a deadlock, or too long a run. Mutants that change nothing are listed
-with the reason in tests/emulation/equivalent_mutants/<room>.json. Exits with 1 where another one survives.
+with the reason in tests/emulation/equivalent_mutants/<op>.json. Exits with 1 where another one survives.
 
-One build holds all mutants of a room, each behind a switch (tools/mutated.h); a variable of the environment turns one
+One build holds all mutants of an op, each behind a switch (tools/mutated.h); a variable of the environment turns one
 on. What is decided at compile time (constexpr, __launch_bounds__) has no switch: those few are built one by one.
 """
 
@@ -133,22 +133,22 @@ def changes(line: str) -> Iterator[Change]:
         yield Change("mask", _condition(code, match.start()), match.start(), "true")
 
 
-def mutants(room: str) -> list[Mutant]:
-    """Every mutant of a room, in the order of its files."""
+def mutants(op: str) -> list[Mutant]:
+    """Every mutant of an op, in the order of its files."""
     found = []
-    for path in sorted((ROOT / "csrc" / room).glob("*.cuh")):
+    for path in sorted((ROOT / "csrc" / op).glob("*.cuh")):
         seen: dict[tuple[str, str], int] = {}
         for number, line in enumerate(path.read_text().splitlines()):
             for change in changes(line):
                 key = line.strip(), change.apply(line).strip()
                 nth = seen[key] = seen.get(key, -1) + 1
-                found.append(Mutant(f"{room}/{path.name}", number, line, change, nth))
+                found.append(Mutant(f"{op}/{path.name}", number, line, change, nth))
     return found
 
 
-def equivalents(room: str) -> dict[tuple, str]:
+def equivalents(op: str) -> dict[tuple, str]:
     """Reasons of the mutants that are known to change nothing."""
-    path = EQUIVALENT / f"{room}.json"
+    path = EQUIVALENT / f"{op}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     return {tuple(row[name] for name in ("file", "kind", "before", "after", "nth")): row["reason"] for row in rows}
 
@@ -174,7 +174,7 @@ def switched(line: str, numbered: Iterable[tuple[int, Change]]) -> str:
     return line
 
 
-def rewrite(room: str, everything: list[Mutant], csrc: Path, alone: Mutant | None = None) -> None:
+def rewrite(op: str, everything: list[Mutant], csrc: Path, alone: Mutant | None = None) -> None:
     """Writes a copy of csrc with a switch for each mutant, number n + 1 for the n-th, or with one mutant alone.
 
     Files that have not changed keep their time, so that nothing is built again for them.
@@ -230,21 +230,21 @@ def run(program: Path, number: int, seconds: float) -> str:
 
 
 class Programs:
-    """The room's program in both modes."""
+    """The op's program in both modes."""
 
     MODES = ("asan", "tsan")
 
-    def __init__(self, room: str, everything: list[Mutant], jobs: int) -> None:
-        self.room, self.everything, self.jobs = room, everything, jobs
-        self.folder = WORK / room
-        rewrite(room, everything, self.folder / "csrc")
+    def __init__(self, op: str, everything: list[Mutant], jobs: int) -> None:
+        self.op, self.everything, self.jobs = op, everything, jobs
+        self.folder = WORK / op
+        rewrite(op, everything, self.folder / "csrc")
         self.build(self.folder)
         self.seconds = {mode: self.baseline(mode) for mode in self.MODES}
 
     def build(self, folder: Path) -> None:
         def one(mode: str) -> None:
             ninja_file = NinjaFile(mode, folder)
-            ninja_file.program(self.room)
+            ninja_file.program(self.op)
             emulated.run_ninja(ninja_file, jobs=max(1, self.jobs // len(self.MODES)))
 
         with ThreadPoolExecutor(min(self.jobs, len(self.MODES))) as pool:
@@ -253,31 +253,31 @@ class Programs:
     def baseline(self, mode: str) -> float:
         """How long the kernels may take, from how long they take without a mutant."""
         start = time.monotonic()
-        if outcome := run(self.folder / mode / self.room, 0, 600):
-            sys.exit(f"{self.room} fails in mode {mode} without any mutation: {outcome}")
+        if outcome := run(self.folder / mode / self.op, 0, 600):
+            sys.exit(f"{self.op} fails in mode {mode} without any mutation: {outcome}")
         return 5 + 2 * (time.monotonic() - start)
 
     def outcome(self, mutant: Mutant) -> str:
         """What noticed the mutant; empty when it survived."""
         folder, number = self.folder, self.everything.index(mutant) + 1
         if mutant.is_compile_time:
-            folder, number = WORK / f"{self.room}-alone", 0
-            rewrite(self.room, self.everything, folder / "csrc", mutant)
+            folder, number = WORK / f"{self.op}-alone", 0
+            rewrite(self.op, self.everything, folder / "csrc", mutant)
             try:
                 self.build(folder)
             except RuntimeError:
                 return REFUSED
         # Who is more likely to notice comes first.
         for mode in reversed(self.MODES) if mutant.change.kind == "barrier" else self.MODES:
-            if outcome := run(folder / mode / self.room, number, self.seconds[mode]):
+            if outcome := run(folder / mode / self.op, number, self.seconds[mode]):
                 return f"{mode}: {outcome}"
         return ""
 
 
-def check(room: str, everything: list[Mutant], chosen: list[Mutant], jobs: int, minutes: float) -> dict[Mutant, str]:
+def check(op: str, everything: list[Mutant], chosen: list[Mutant], jobs: int, minutes: float) -> dict[Mutant, str]:
     """Builds and runs the mutants; what noticed each for which there was time."""
     deadline = time.monotonic() + 60 * minutes
-    programs = Programs(room, everything, jobs)
+    programs = Programs(op, everything, jobs)
     outcomes, printing = {}, threading.Lock()
 
     def one(mutant: Mutant) -> None:
@@ -298,7 +298,7 @@ def check(room: str, everything: list[Mutant], chosen: list[Mutant], jobs: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rooms", nargs="*", metavar="ROOM", help="default: every room with a stand-alone program")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="default: every op with a stand-alone program")
     parser.add_argument("--list", action="store_true", help="print the mutants and do nothing")
     parser.add_argument("--match", default="", help="only mutants whose description contains this text")
     parser.add_argument("--sample", type=int, help="so many, chosen at random")
@@ -306,28 +306,28 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="start no mutant after that time")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
     arguments = parser.parse_args()
-    rooms = arguments.rooms or [name for name in emulated.programs() if list((ROOT / "csrc" / name).glob("*.cuh"))]
+    ops = arguments.ops or [name for name in emulated.programs() if list((ROOT / "csrc" / name).glob("*.cuh"))]
     failed = False
-    for room in rooms:
+    for op in ops:
         start = time.monotonic()
-        known = equivalents(room)
-        everything = mutants(room)
+        known = equivalents(op)
+        everything = mutants(op)
         unknown_rows = set(known) - {mutant.key() for mutant in everything}
         chosen = [mutant for mutant in everything if mutant.key() not in known and arguments.match in str(mutant)]
         if arguments.sample is not None and arguments.sample < len(chosen):
             chosen = random.Random(arguments.seed).sample(chosen, arguments.sample)
-        print(f"{room}: {len(everything)} mutants, {len(known)} known to be equivalent, {len(chosen)} to run")
+        print(f"{op}: {len(everything)} mutants, {len(known)} known to be equivalent, {len(chosen)} to run")
         for row in sorted(unknown_rows):
             print(f"no such mutant any more, remove it from the list: {row}")
         failed |= bool(unknown_rows)
         if arguments.list:
             print("\n".join(map(str, chosen)))
             continue
-        outcomes = check(room, everything, chosen, arguments.jobs, arguments.minutes)
+        outcomes = check(op, everything, chosen, arguments.jobs, arguments.minutes)
         survivors = [mutant for mutant, outcome in outcomes.items() if not outcome]
         refused = list(outcomes.values()).count(REFUSED)
         print(
-            f"{room}: {len(outcomes) - len(survivors) - refused} killed, {refused} refused by the compiler, "
+            f"{op}: {len(outcomes) - len(survivors) - refused} killed, {refused} refused by the compiler, "
             f"{len(survivors)} survived, {len(chosen) - len(outcomes)} not run, "
             f"{(time.monotonic() - start) / 60:.1f} minutes"
         )

@@ -1,4 +1,4 @@
-"""Every op's small cases, forward and backward, on one GPU wall: what compute-sanitizer watches.
+"""Every op's small cases, forward and backward, on one GPU backend: what compute-sanitizer watches.
 
 compute-sanitizer --tool memcheck python tools/sanitizer_cases.py --backend cuda
 """

@@ -1,8 +1,8 @@
 """Compiles Triton kernels for GPUs that are not there and reads what they use from the machine code.
 
-    python tools/triton_aot.py [ROOM ...]
+    python tools/triton_aot.py [OP ...]
 
-A room takes part by having `budget_calls(dtype)` in its triton_impl.py: pairs of a name and a call of a launcher on
+An op takes part by having `budget_calls(dtype)` in its triton_impl.py: pairs of a name and a call of a launcher on
 meta tensors. The launches of the call are recorded, not run, and compiled exactly as the call would specialise them
 (16-byte aligned pointers). A row has the registers and shared memory of a kernel, its spills in bytes and its widest
 global load and store in bits.
@@ -41,15 +41,15 @@ _POINTER = dict(DTYPES.values())
 _TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def rooms() -> list[str]:
-    """The rooms that have a Triton wall."""
+def ops() -> list[str]:
+    """The ops that have a Triton backend."""
     return sorted(path.parent.name for path in (ROOT / "attnkernels" / "ops").glob("*/triton_impl.py"))
 
 
-def recorded(room: str, dtype: torch.dtype) -> dict[str, tuple[_triton.Launch, tuple]]:
-    """The launches of the room's budget calls under "kernel/call": the first of each kernel in a call."""
+def recorded(op: str, dtype: torch.dtype) -> dict[str, tuple[_triton.Launch, tuple]]:
+    """The launches of the op's budget calls under "kernel/call": the first of each kernel in a call."""
     launches = {}
-    for name, call in importlib.import_module(f"attnkernels.ops.{room}.triton_impl").budget_calls(dtype):
+    for name, call in importlib.import_module(f"attnkernels.ops.{op}.triton_impl").budget_calls(dtype):
         with _triton.recorded_launches() as made:
             call()
         for launch, arguments in made:
@@ -107,16 +107,16 @@ def _widest(instructions: str, opcode: str) -> int:
 
 
 def rows(
-    room: str, architectures: tuple[int, ...] = ARCHITECTURES, dtypes: tuple[str, ...] = tuple(DTYPES)
+    op: str, architectures: tuple[int, ...] = ARCHITECTURES, dtypes: tuple[str, ...] = tuple(DTYPES)
 ) -> Iterator[dict]:
     """One row for each kernel, dtype and architecture."""
     for dtype in dtypes:
-        for kernel, (launch, arguments) in recorded(room, DTYPES[dtype][0]).items():
+        for kernel, (launch, arguments) in recorded(op, DTYPES[dtype][0]).items():
             for architecture in architectures:
                 found = figures(compile_launch(launch, arguments, architecture))
                 yield {
                     "kernel": kernel,
-                    "wall": "triton",
+                    "backend": "triton",
                     "arch": f"sm_{architecture}",
                     "dtype": dtype,
                     "figures": found,
@@ -124,6 +124,6 @@ def rows(
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or rooms():
+    for each in sys.argv[1:] or ops():
         for row in rows(each):
             print(json.dumps(row), flush=True)

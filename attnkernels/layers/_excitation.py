@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..ops.squeeze_excite.checks import check
-from ..ops.squeeze_excite.contract import ACTIVATION, GATE, run
+from ..ops.squeeze_excite.schema import ACTIVATION, GATE, run
 from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ._guard import cache, match
 
@@ -107,19 +107,19 @@ def excited(module: nn.Module, x: Tensor) -> Tensor | None:
     found = match(module, x)
     if found is None:
         return None
-    guard, wall = found
+    guard, backend = found
     try:
         tensors = (x, *guard.tensors(), None)
-        if wall != "cpu":  # whose operator checks as the function does
+        if backend != "cpu":  # whose operator checks as the function does
             check(*tensors[:5], *guard.arguments[:2], None, None)
-        return run(wall, tensors, *guard.arguments)
+        return run(backend, tensors, *guard.arguments)
     except (RuntimeError, LookupError, TypeError, ValueError):
         return None  # considered by name, the call says what is wrong, or does without
 
 
 def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: str = "auto") -> bool:
     """Let the next calls of the module go by what was found in this one on `x`; False where they may not."""
-    if not backends.plain_wall(x, backend):
+    if not backends.plain_backend(x, backend):
         return False
     arguments = (found.activation, found.gate, None)
     methods = found.methods_of(module)

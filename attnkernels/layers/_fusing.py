@@ -57,7 +57,7 @@ def pointwise_name(cls: type) -> str | None:
     return _POINTWISE.get(qualified_name(cls))
 
 
-def left_to_pytorch(x: object) -> bool:
+def must_run_eager(x: object) -> bool:
     """Whether a call on `x` is recorded, transformed or watched, so that the plain chain of modules has to run."""
     # First, and alone under torch.compile: the compiler takes it for the constant True and never sees the rest.
     if torch.compiler.is_compiling():

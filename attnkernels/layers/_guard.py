@@ -26,7 +26,7 @@ _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 # Names of this module: each lookup in another one is two or three cache lines more.
 _grad_enabled = torch.is_grad_enabled
 _tracing_state = torch._C._get_tracing_state
-_plain_wall = backends.plain_wall
+_plain_backend = backends.plain_backend
 
 
 class Guard:
@@ -136,7 +136,7 @@ class Guard:
 
 
 def match(module: nn.Module, x: Any, name: str = NAME) -> tuple[Guard, str] | None:
-    """The module's guard and the wall of kernels, where it holds for this call on `x`; None where it does not.
+    """The module's guard and the backend of kernels, where it holds for this call on `x`; None where it does not.
 
     Such a call has to be considered by name.
     """
@@ -149,11 +149,11 @@ def match(module: nn.Module, x: Any, name: str = NAME) -> tuple[Guard, str] | No
         or guard.modules is not state["_modules"]
         or _tracing_state() is not None
         or any(GLOBAL_HOOKS)
-        or not (wall := _plain_wall(x, guard.backend))
+        or not (backend := _plain_backend(x, guard.backend))
     ):
         return None
     if guard.holds(state, _grad_enabled()):
-        return guard, wall
+        return guard, backend
     invalidate(module)  # it would keep alive what was replaced
     return None
 

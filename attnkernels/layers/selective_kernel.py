@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops import _checks, selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ..ops.selective_kernel.reference import pooled, selected
-from ._fusing import left_to_pytorch
+from ._fusing import must_run_eager
 from ._input import called
 
 
@@ -108,7 +108,7 @@ class SelectiveKernel(nn.Module):
         if torch.jit.is_scripting():
             return selected(branches, self.attn(pooled(branches)))
         else:  # which TorchScript does not compile
-            backend = "reference" if left_to_pytorch(branches[0]) else "auto"
+            backend = "reference" if must_run_eager(branches[0]) else "auto"
             return selective_kernel(branches, self.attn, backend=backend)
 
     def _first(self) -> tuple[nn.Module | None, int]:
@@ -175,7 +175,7 @@ class SKConv(nn.Module):
         if torch.jit.is_scripting():
             return selected(branches, self._logits(pooled(branches)))
         else:  # which TorchScript does not compile
-            backend = "reference" if left_to_pytorch(branches[0]) else "auto"
+            backend = "reference" if must_run_eager(branches[0]) else "auto"
             return selective_kernel(branches, self._logits, backend=backend)
 
     def _first(self) -> tuple[nn.Module | None, int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import _checks, squeeze_excite
 from ._excitation import cache_excitation, excitation, excited
-from ._fusing import affine, are_ordinary, is_bare, left_to_pytorch, pointwise_name
+from ._fusing import affine, are_ordinary, is_bare, must_run_eager, pointwise_name
 from ._input import called
 from ._upstream_keys import as_convolutions, rename
 
@@ -90,7 +90,7 @@ class SqueezeExcite(nn.Module):
         return called(self, self._considered, x, self._first)
 
     def _considered(self, x: Tensor) -> Tensor:
-        if left_to_pytorch(x):
+        if must_run_eager(x):
             return self._children_in_turn(x)
         found = excitation(self, "fc1", "act", "fc2", "gate")
         if not isinstance(found, str) and are_ordinary(*found.weights):

@@ -1,6 +1,6 @@
-"""Operator schemas, their shape functions, and the walls that implement them.
+"""Operator schemas, their shape functions, and the backends that implement them.
 
-One schema serves every wall. It is defined in three namespaces:
+One schema serves every backend. It is defined in three namespaces:
 
 - `attnkernels`: chosen by device: CPU tensors take the C++ kernels, CUDA tensors the CUDA kernels (or Triton's,
   where the CUDA library was not built), so that an exported program runs on either;
@@ -39,7 +39,7 @@ def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> Non
     Args:
         name: the operator's name, without namespace.
         schema: argument list and result, as in `torch.library.define`.
-        fake: shape function, the same for every wall; it need not look at the devices.
+        fake: shape function, the same for every backend; it need not look at the devices.
         triton: "module:function" of the Triton launcher, imported at its first call.
     """
     first = re.match(r"\(Tensor(?:\[\])? (\w+)", schema)[1]
@@ -57,8 +57,8 @@ def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> Non
     torch.library.impl(f"attnkernels_triton::{name}", "CUDA", launcher)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{name}", "CUDA"):
         torch.library.impl(f"attnkernels::{name}", "CUDA", launcher)
-    for wall, namespace in _NAMESPACE.items():
-        _overloads[wall, name] = getattr(getattr(torch.ops, namespace), name).default
+    for backend, namespace in _NAMESPACE.items():
+        _overloads[backend, name] = getattr(getattr(torch.ops, namespace), name).default
 
 
 def check_devices(name: str, first: str, *arguments: Any) -> None:
@@ -85,6 +85,6 @@ def _imported_at_first_call(path: str) -> Callable[..., Any]:
     return launcher
 
 
-def overload(wall: str, name: str) -> Any:
-    """The operator `name` of a wall, callable."""
-    return _overloads[wall, name]
+def overload(backend: str, name: str) -> Any:
+    """The operator `name` of a backend, callable."""
+    return _overloads[backend, name]

@@ -23,11 +23,11 @@ def unserved(device: torch.device) -> str:
     On the CPU and on meta models are made, to be moved: there it is enough that some device of this machine is served.
     """
     may_move = device.type in ("cpu", "meta")
-    if backends.best_wall(_CPU if may_move else device) != "reference" or (may_move and _gpu_may_serve()):
+    if backends.best_backend(_CPU if may_move else device) != "reference" or (may_move and _gpu_may_serve()):
         return ""
     reasons = [backends.unavailable("cpu", _CPU)] if may_move else []
     if device.type == "cuda" or (may_move and torch.cuda.is_available()):
-        reasons += [backends.unavailable(wall, _GPU if may_move else device) for wall in backends.GPU_WALLS]
+        reasons += [backends.unavailable(backend, _GPU if may_move else device) for backend in backends.GPU_BACKENDS]
     if not reasons:
         return f"no backend takes tensors on {device.type}"
     return f"{'; '.join(reasons)}; `python -m attnkernels.info` tells how to get it"
@@ -40,7 +40,7 @@ def _gpu_may_serve() -> bool:
 
 def waiting(modules: list[nn.Module]) -> list[str]:
     """What to say of the patched modules that nothing serves where they are now: a sentence for each device."""
-    devices = {device.type for device in map(device_of, modules) if backends.best_wall(device) == "reference"}
+    devices = {device.type for device in map(device_of, modules) if backends.best_backend(device) == "reference"}
     return [
         f"no backend takes tensors on {device} here; modules take that of the device they are moved to"
         for device in sorted(devices)
@@ -54,6 +54,6 @@ def is_unserved(x: object, backend: str) -> bool:
     """
     if not isinstance(x, Tensor) or x.is_meta:
         return False
-    if _load.is_loaded("cpu") if x.is_cpu else backends.best_wall(x.device) != "reference":
+    if _load.is_loaded("cpu") if x.is_cpu else backends.best_backend(x.device) != "reference":
         return False
     return backends.requested(backend) == "auto"

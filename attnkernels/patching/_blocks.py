@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from .. import backends
 from ..layers import _guard
 from ..layers._excitation import OP, Excitation
-from ..layers._fusing import has_its, is_bare, left_to_pytorch, method_owner, pointwise_name, qualified_name
+from ..layers._fusing import has_its, is_bare, method_owner, must_run_eager, pointwise_name, qualified_name
 from ..layers._guard import Guard
-from ..ops.squeeze_excite.contract import NORM_ACTIVATION, OUTPUT_ACTIVATION
+from ..ops.squeeze_excite.schema import NORM_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
 from ._dispatch import FLAG, backend_of, is_served
 from ._excitation import excitation_inside, keep_only_if_patched
@@ -142,8 +142,8 @@ def match(
     if found is None:
         guard = _cache(block, x, pattern_of, output_activation, watched(block))
     else:
-        guard, wall = found
-        if wall != "cpu":
+        guard, backend = found
+        if backend != "cpu":
             return None
     return None if guard is None or dispatch_modes() or function_modes() else guard
 
@@ -155,10 +155,10 @@ def _is_on_cpu(x: object) -> bool:
 def _cache(
     block: nn.Module, x: Tensor, pattern_of: PatternOf, output_activation: str | None, watched: Iterable[nn.Module]
 ) -> Guard | None:
-    if left_to_pytorch(x):
+    if must_run_eager(x):
         return None
     backend = backend_of(block)
-    if backends.plain_wall(x, backend) != "cpu":
+    if backends.plain_backend(x, backend) != "cpu":
         return None
     counts, found = counts_of_new(), pattern_of(block)
     if not counts or isinstance(found, str) or not is_served(found.fused[-1]):

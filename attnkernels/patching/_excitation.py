@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..layers._excitation import OP, Excitation, cache_excitation, excited
-from ..layers._fusing import are_ordinary, is_bare, left_to_pytorch, qualified_name
+from ..layers._fusing import are_ordinary, is_bare, must_run_eager, qualified_name
 from ..layers._guard import PART, cache, invalidate, match
 from ..ops import squeeze_excite
 from ._adapter import Adapter
@@ -92,12 +92,12 @@ def fusable(
             if are_ordinary(*weights):  # a layout may have changed
                 return guard.extra._replace(weights=weights)
     backend = backend_of(module)
-    if left_to_pytorch(x) or x.dim() != 4 or is_unserved(x, backend):
+    if must_run_eager(x) or x.dim() != 4 or is_unserved(x, backend):
         return None
     found = arguments(module)
     if found.__class__ is str or not are_ordinary(*found.weights):
         return None
-    if backends.plain_wall(x, backend):
+    if backends.plain_backend(x, backend):
         around = () if passed is None else passed(module)
         excitation = around[0] if around else module
         # A guard must not refer to the `__dict__` of the module that has it.

@@ -178,7 +178,7 @@ def _backend(candidate: _Candidate, backend: str, wanted: str) -> str:
     """The backend that the module's calls will run on while its parameters stay where they are."""
     device = device_of(candidate.module)
     if wanted == "auto":
-        return backends.best_wall(device)
+        return backends.best_backend(device)
     if reason := backends.unavailable(wanted, device):
         by = "" if backend == wanted else " (by use_backend or ATTNKERNELS_BACKEND)"
         name = shortened(candidate.name) or "the model"

@@ -3,8 +3,8 @@
 from ._accuracy import TOLERANCES, Tolerance, assert_close_to_float64, uninitialized_is_nan
 from ._cases import CASES, DTYPES, LAYOUTS, OpCase, cases, gradients, in_float64, map_tensors, run, tensors_of
 from ._check import check_against_float64, check_results
+from ._fused import fused_backends
 from ._placement import OFFSETS, Offsets, Operand, PlacedCase, Placement, placed, places
-from ._walls import walls
 
 __all__ = [
     "CASES",
@@ -22,6 +22,7 @@ __all__ = [
     "cases",
     "check_against_float64",
     "check_results",
+    "fused_backends",
     "gradients",
     "in_float64",
     "map_tensors",
@@ -30,5 +31,4 @@ __all__ = [
     "run",
     "tensors_of",
     "uninitialized_is_nan",
-    "walls",
 ]

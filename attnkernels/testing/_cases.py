@@ -1,4 +1,4 @@
-"""An op's cases: named ways to make its arguments. One file per room in `cases/`; the suite runs over all of them."""
+"""An op's cases: named ways to make its arguments. One file per op in `cases/`; the suite runs over all of them."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class OpCase:
     through_output: tuple[int, ...] = ()
     products: bool = False
 
-    def rounded_inside(self, wall: str, dtype: torch.dtype, argument: int | None = None) -> bool:
-        """Whether a wall rounds on the way to the output or, if one is named, to an argument's gradient."""
-        if wall == "cpu":
+    def rounded_inside(self, backend: str, dtype: torch.dtype, argument: int | None = None) -> bool:
+        """Whether a backend rounds on the way to the output or, if one is named, to an argument's gradient."""
+        if backend == "cpu":
             rounds = dtype == torch.bfloat16 and torch.ops.attnkernels.simd_level() == "avx512_bf16"
         else:
             rounds = dtype.itemsize == 2

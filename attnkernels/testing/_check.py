@@ -1,4 +1,4 @@
-"""The check of every wall: forward and gradients against the reference in float64."""
+"""The check of every backend: forward and gradients against the reference in float64."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ._accuracy import assert_close_to_float64, uninitialized_is_nan
 from ._cases import OpCase, gradients, in_float64
 
 
-def check_against_float64(case: OpCase, wall: str, device: str, dtype: torch.dtype, layout: str) -> None:
-    """Run a case forward and backward on a wall and hold every result to the reference evaluated in float64."""
+def check_against_float64(case: OpCase, backend: str, device: str, dtype: torch.dtype, layout: str) -> None:
+    """Run a case forward and backward on a backend and hold every result to the reference evaluated in float64."""
     where = "check_against_float64"
     if not isinstance(case, OpCase):
         _checks.fail(where, "case", "an OpCase", _checks.shown(case), TypeError)
-    backends.checked(wall, f"{where}: wall")
+    backends.checked(backend, f"{where}: backend")
     args, kwargs = case.make(dtype, device, layout)
     with uninitialized_is_nan():
-        output, grads, grad_output = gradients(case.op, args, kwargs, wall)
+        output, grads, grad_output = gradients(case.op, args, kwargs, backend)
     assert output.dtype == dtype
-    assert attnkernels.backend_of(case.op, *args, **kwargs, backend=wall) == wall
+    assert attnkernels.backend_of(case.op, *args, **kwargs, backend=backend) == backend
     args64, kwargs64 = in_float64((args, kwargs))
     want, want_grads, _ = gradients(case.op, args64, kwargs64, "reference", grad_output.double().cpu())
-    check_results(case, wall, output, grads, want, want_grads)
+    check_results(case, backend, output, grads, want, want_grads)
 
 
 def check_results(

@@ -1,4 +1,4 @@
-// What the torch bindings of every wall share: the stable-ABI headers, layouts, allocation, registration.
+// What the torch bindings of every backend share: the stable-ABI headers, layouts, allocation, registration.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

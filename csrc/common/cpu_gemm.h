@@ -1,6 +1,7 @@
 // Matrix products and transposes of the size of one attention line, on operands in cache; included once per level by
-// the kernels that need them, no include guard. A matrix is `rows` rows of `row` elements, so element [i][j] is data[i
-// * row + j].
+// the kernels that need them, no include guard. A matrix is `rows` rows of `row` elements:
+//
+//   element [i][j] is data[i * row + j]
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
 

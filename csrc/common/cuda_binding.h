@@ -1,4 +1,4 @@
-// What the torch bindings of the CUDA walls share: element types, the current device and stream, launch errors. Built
+// What the torch bindings of the CUDA backends share: element types, the current device and stream, launch errors. Built
 // with ATTNKERNELS_EMULATED they take CPU tensors and run the same kernels on the host.
 #pragma once
 #include <vector>

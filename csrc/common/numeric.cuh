@@ -16,7 +16,7 @@ struct Accumulate<double> {
   using type = double;
 };
 template <class T>
-using accumulate_t = typename Accumulate<T>::type;
+using acc_type = typename Accumulate<T>::type;
 
 // torch compiles with the operators and conversions of half and bfloat16 switched off: name each conversion.
 __host__ __device__ __forceinline__ float widen(float value) { return value; }
@@ -25,7 +25,7 @@ __host__ __device__ __forceinline__ float widen(__half value) { return __half2fl
 __host__ __device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 template <class T>
-__host__ __device__ __forceinline__ T narrow(accumulate_t<T> value) {
+__host__ __device__ __forceinline__ T narrow(acc_type<T> value) {
   if constexpr (sizeof(T) >= sizeof(float)) {
     return value;
   } else if constexpr (std::is_same_v<T, __half>) {
@@ -43,12 +43,12 @@ inline constexpr int kVectorWidth = 16 / sizeof(T);
 // apart at the load they would need twice as many.
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) [[gnu::may_alias]] Vector {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr bool kPairs = sizeof(T) == 2 && kWidth > 1;
   using Word = std::conditional_t<kPairs, uint32_t, T>;
   Word words[kPairs ? kWidth / 2 : kWidth];
 
-  __device__ __forceinline__ Sum get(int k) const {
+  __device__ __forceinline__ acc_t get(int k) const {
     if constexpr (!kPairs) {
       return widen(words[k]);
     } else if constexpr (std::is_same_v<T, __half>) {
@@ -64,7 +64,7 @@ struct alignas(sizeof(T) * kWidth) [[gnu::may_alias]] Vector {
       words[k] = narrow<T>(0);
     }
   }
-  __device__ __forceinline__ void set(const Sum (&values)[kWidth]) {
+  __device__ __forceinline__ void set(const acc_t (&values)[kWidth]) {
     if constexpr (!kPairs) {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) words[k] = narrow<T>(values[k]);

@@ -1,8 +1,8 @@
 // SIMD from one source, compiled for several instruction-set levels and chosen at run time: no -march in a wheel.
 //
-// How a room uses it. `room_simd.h` (no include guard, no #include, no torch) holds the kernels:
+// How an op uses it. `op_simd.h` (no include guard, no #include, no torch) holds the kernels:
 //
-//   namespace attnkernels::room::SIMD_LEVEL { namespace {
+//   namespace attnkernels::op::SIMD_LEVEL { namespace {
 //   using namespace simd::SIMD_LEVEL;
 //   template <class T> void scale(T* y, const T* x, Accumulator<T> gate, int64_t count) {
 //     constexpr int64_t kStep = kLanes<T>;
@@ -15,9 +15,9 @@
 // and `room_cpu.cpp` compiles it for every level, after all other headers, then calls the version of the level in
 // force:
 //
-//   #define SIMD_FILE "room/room_simd.h"
+//   #define SIMD_FILE "op/op_simd.h"
 //   #include "common/simd_foreach.h"
-//   SIMD_CHOOSE(scale<float>)(y, x, gate, count);      // inside namespace attnkernels::room
+//   SIMD_CHOOSE(scale<float>)(y, x, gate, count);      // inside namespace attnkernels::op
 //
 // simd_vector.h lists the operations. Level code calls no function of the standard library but memcpy: the linker keeps
 // one copy of an inline function, and it must not be one with instructions that the machine may lack.

@@ -2,7 +2,7 @@
 // (channels of [N, HW, C], and weights). Sums take a Source, element-wise work takes a Map, both with pointers to the
 // first element that is walked:
 //
-//   Source  moved(offset)    fetch<W>(index) -> Loaded<W>    add(loaded, Sum sums[W])
+//   Source  moved(offset)    fetch<W>(index) -> Loaded<W>    add(loaded, acc_t sums[W])
 //   Map     moved(offset)    fetch<W>(index) -> Loaded<W>    apply(index, loaded, coefficients)
 //
 // Both tell by `vectorised` whether all their pointers are equally aligned, by
@@ -69,15 +69,15 @@ __device__ __forceinline__ void split_range(int length, bool vectorised, int mis
 
 // Sum over `length` elements, each of `lanes` threads its part.
 template <class Source>
-__device__ __forceinline__ typename Source::Sum sum_range(const Source& source, int length, int lane, int lanes) {
-  typename Source::Sum total = 0;
+__device__ __forceinline__ typename Source::acc_t sum_range(const Source& source, int length, int lane, int lanes) {
+  typename Source::acc_t total = 0;
   split_range<Source::kWidth>(length, source.vectorised, source.misaligned(), lane, lanes,
                               [&](auto width, int first, int last, int step, auto at) {
                                 constexpr int kW = decltype(width)::value;
                                 strided<Source::kInFlight>(
                                     first, last, step, [&](int i) { return source.template fetch<kW>(at(i)); },
                                     [&](int i, const auto& loaded) {
-                                      typename Source::Sum sums[kW] = {};
+                                      typename Source::acc_t sums[kW] = {};
                                       source.add(loaded, sums);
 #pragma unroll
                                       for (int k = 0; k < kW; ++k) total += sums[k];
@@ -90,13 +90,13 @@ __device__ __forceinline__ typename Source::Sum sum_range(const Source& source, 
 // of `lanes` threads; cells: shared memory for count * segments sums.
 template <class Source, class Emit>
 __device__ void sum_planes(const Source& source, int64_t pixels, int length, int count, int segments, int lanes,
-                           typename Source::Sum* cells, Emit emit) {
+                           typename Source::acc_t* cells, Emit emit) {
   const int group = threadIdx.x / lanes, groups = blockDim.x / lanes, lane = threadIdx.x % lanes;
   const int units = count * segments;
   const int step = segments * Source::kWidth, span = (length + step - 1) / step * Source::kWidth;
   for (int start = 0; start < units; start += groups) {  // the same count for every lane of a warp: shuffles follow
     const int unit = start + group;
-    typename Source::Sum sum = 0;
+    typename Source::acc_t sum = 0;
     if (unit < units) {
       const int plane = unit / segments;
       const int begin = min(length, (unit - plane * segments) * span);
@@ -107,7 +107,7 @@ __device__ void sum_planes(const Source& source, int64_t pixels, int length, int
   }
   __syncthreads();
   for (int plane = threadIdx.x; plane < count; plane += blockDim.x) {
-    typename Source::Sum sum = 0;
+    typename Source::acc_t sum = 0;
     for (int segment = 0; segment < segments; ++segment) sum += cells[plane * segments + segment];
     emit(plane, sum);
   }
@@ -123,15 +123,16 @@ __host__ __device__ constexpr int64_t short_plane_cells(int64_t pixels, int64_t 
 // take vectors as they come, whatever planes they lie in: with a warp for each plane most lanes of it would be idle,
 // and a plane of 49 elements starts at a 128-bit boundary only by chance.
 template <class Source, class Emit>
-__device__ void sum_short_planes(const Source& source, int pixels, int count, typename Source::Sum* cells, Emit emit) {
-  using Sum = typename Source::Sum;
+__device__ void sum_short_planes(const Source& source, int pixels, int count, typename Source::acc_t* cells,
+                                 Emit emit) {
+  using acc_t = typename Source::acc_t;
   constexpr int kW = Source::kWidth;
   const int length = count * pixels;
   // Group 0 is what lies before the first 128-bit boundary, then come the vectors, then what is left.
   const int head = source.vectorised ? min(length, (kW - source.misaligned()) % kW) : 0;
   const int vectors = (length - head) / kW, groups = 1 + (length - head + kW - 1) / kW;
-  Sum* const begun = cells;             // [groups] sums of a group's elements in the plane where the group begins
-  Sum* const entered = cells + groups;  // [count] sums of a plane's elements in the group that began before it
+  acc_t* const begun = cells;             // [groups] sums of a group's elements in the plane where the group begins
+  acc_t* const entered = cells + groups;  // [count] sums of a plane's elements in the group that began before it
 
   if (source.vectorised) {
     strided<Source::kInFlight>(
@@ -139,7 +140,7 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
         [&](int v, const auto& loaded) {
           const int at = head + v * kW, plane = uint32_t(at) / uint32_t(pixels);
           const int boundary = (plane + 1) * pixels - at;
-          Sum sums[kW] = {}, own = 0, next = 0;
+          acc_t sums[kW] = {}, own = 0, next = 0;
           source.add(loaded, sums);
 #pragma unroll
           for (int k = 0; k < kW; ++k) (k < boundary ? own : next) += sums[k];
@@ -153,10 +154,10 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
     if (source.vectorised && group > 0 && group <= vectors) continue;
     const int at = group == 0 ? 0 : head + (group - 1) * kW, end = group == 0 ? head : min(length, at + kW);
     const int plane = at / pixels, boundary = (plane + 1) * pixels;
-    Sum own = 0, next = 0;
+    acc_t own = 0, next = 0;
     for (int k = at; k < end; ++k) {
       const auto loaded = source.template fetch<1>(k);
-      Sum sums[1] = {};
+      acc_t sums[1] = {};
       source.add(loaded, sums);
       (k < boundary ? own : next) += sums[0];
     }
@@ -170,7 +171,7 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
   const auto first_group = [&](int plane) { return plane == 0 ? 0 : 1 + (plane * pixels - head + kW - 1) / kW; };
   for (int start = 0; start < count; start += teams) {  // the same count for every lane of a warp: shuffles follow
     const int plane = start + team;
-    Sum sum = 0;
+    acc_t sum = 0;
     if (plane < count) {
       if (lane == 0 && plane > 0 && (plane * pixels - head) % kW != 0) sum = entered[plane];
       const int end = plane + 1 == count ? groups : first_group(plane + 1);
@@ -185,7 +186,7 @@ __device__ void sum_short_planes(const Source& source, int pixels, int count, ty
 // vectors of columns at a time; cells: blockDim.x * kWidth sums. Ends with a barrier.
 template <int kWidth, class Source, class Emit>
 __device__ void sum_columns(const Source& source, int rows, int64_t pitch, int columns, int max_lanes,
-                            typename Source::Sum* cells, Emit emit) {
+                            typename Source::acc_t* cells, Emit emit) {
   const int vectors = columns / kWidth;
   max_lanes = min(max_lanes, int(blockDim.x));
   for (int start = 0; start < vectors; start += max_lanes) {
@@ -193,7 +194,7 @@ __device__ void sum_columns(const Source& source, int rows, int64_t pitch, int c
     const int groups = blockDim.x / lanes, group = threadIdx.x / lanes;
     const int column = (start + threadIdx.x % lanes) * kWidth;
     if (group < groups) {
-      typename Source::Sum sums[kWidth] = {};
+      typename Source::acc_t sums[kWidth] = {};
       strided<Source::kInFlight>(
           group, rows, groups, [&](int i) { return source.template fetch<kWidth>(i * pitch + column); },
           [&](int i, const auto& loaded) { source.add(loaded, sums); });

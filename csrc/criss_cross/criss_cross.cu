@@ -110,7 +110,7 @@ Result attention(DataType type, const AttentionForward<void, void>& arguments, c
   if (!count) return {};
   return dispatch(type, [&](auto zero) {
     using T = decltype(zero);
-    using Sum = accumulate_t<T>;
+    using acc_t = acc_type<T>;
     AttentionPass<T> pass{};
     pass.query_channels = shape.query_channels;
     pass.value_channels = shape.value_channels;
@@ -118,12 +118,12 @@ Result attention(DataType type, const AttentionForward<void, void>& arguments, c
     pass.key = static_cast<const T*>(arguments.key);
     pass.value = static_cast<const T*>(arguments.value);
     pass.partial = partial_of<T>(arguments.out, arguments.partial_out);
-    pass.log_sum_exp = static_cast<Sum*>(arguments.log_sum_exp);
-    Sum* statistics = static_cast<Sum*>(arguments.sum);
+    pass.log_sum_exp = static_cast<acc_t*>(arguments.log_sum_exp);
+    acc_t* statistics = static_cast<acc_t*>(arguments.sum);
     return for_each_pass(shape, [&](const Lines& lines, Axis, bool, bool last) {
       pass.lines = lines;
       pass.before = pass.after;
-      pass.after = last ? Statistics<Sum>{} : Statistics<Sum>{statistics, statistics + count};
+      pass.after = last ? Statistics<acc_t>{} : Statistics<acc_t>{statistics, statistics + count};
       statistics += 2 * count;
       pass.out = last ? static_cast<T*>(arguments.out) : nullptr;
       pass.is_last = last;
@@ -200,14 +200,14 @@ Result attention_backward(DataType type, const AttentionBackward<void, void>& ar
   if (!count) return {};
   return dispatch(type, [&](auto zero) {
     using T = decltype(zero);
-    using Sum = accumulate_t<T>;
+    using acc_t = acc_type<T>;
     const T *query = static_cast<const T*>(arguments.query), *key = static_cast<const T*>(arguments.key),
             *value = static_cast<const T*>(arguments.value), *grad_out = static_cast<const T*>(arguments.grad_out);
-    Sum* const delta = static_cast<Sum*>(arguments.delta);
+    acc_t* const delta = static_cast<acc_t*>(arguments.delta);
     GradientPass<T> pass{};
     pass.a_channels = shape.query_channels;
     pass.b_channels = shape.value_channels;
-    pass.log_sum_exp = static_cast<const Sum*>(arguments.log_sum_exp);
+    pass.log_sum_exp = static_cast<const acc_t*>(arguments.log_sum_exp);
     pass.delta = delta;
     Result done;
     if (arguments.grad_query || arguments.grad_key)

@@ -1,10 +1,10 @@
-// The arguments of the criss_cross kernels and the integers of their schemas; shared by every C++ wall, no torch.
+// The arguments of the criss_cross kernels and the integers of their schemas; shared by every C++ backend, no torch.
 #pragma once
 #include <cstdint>
 
 namespace attnkernels::criss_cross {
 
-// attnkernels/ops/criss_cross/contract.py has the same values.
+// attnkernels/ops/criss_cross/schema.py has the same values.
 enum Needs : int { kNeedsQuery = 1, kNeedsKey = 2, kNeedsAffinity = 1, kNeedsValue = 4 };
 
 // Feature maps are dense in one layout: [N, C, D, H, W] or, channels_last, [N, D, H, W, C]. Maps of two dimensions have

@@ -5,8 +5,9 @@
 
 namespace attnkernels::criss_cross {
 
-// Where an affinity holds the pairs of a line: for a query i of it, its pixel p and a key j, entries[p size + entry of
-// j].
+// Where an affinity holds the pairs of a line. For a query i of it at pixel p, and a key j:
+//
+//   entries[p * size + entry of j]
 struct Entries {
   int64_t size;    // H + W - 1
   int64_t first;   // entry of key 0: 0 on a row, W on a column
@@ -27,8 +28,7 @@ struct ScoresPass {
   T* affinity;
 };
 
-// affinity[p, entry of k] = sum_c a[p, c] b[k, c]                               blocks [N, lines, queries, tiles of
-// keys]
+// affinity[p, entry of k] = sum_c a[p, c] b[k, c]                           blocks [N, lines, queries, tiles of keys]
 template <class T>
 __global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 : 1)
     criss_cross_scores_pass(const int64_t first_block, const ScoresPass<T> pass, const int64_t tiles) {
@@ -56,20 +56,19 @@ __global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 :
 
 template <class T>
 struct ApplyPass {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   Lines lines;
   Entries entries;
   bool query_rows;  // whether rows are queries, and columns keys
   int64_t channels;
   const T *affinity, *map;
-  const Sum* before;  // null in the first pass
-  Sum* partial;       // not used by an only pass
-  T* result;          // null but in the last pass
+  const acc_t* before;  // null in the first pass
+  acc_t* partial;       // not used by an only pass
+  T* result;            // null but in the last pass
 };
 
-// query_rows: out[p] = sum_k affinity[p, entry of k] map[k]; otherwise out[k] = sum_p affinity[p, entry of k] map[p]
-//                                                                             blocks [N, lines, rows, tiles of
-//                                                                             channels]
+// query_rows:  out[p] = sum_k affinity[p, entry of k] map[k]
+// otherwise:   out[k] = sum_p affinity[p, entry of k] map[p]             blocks [N, lines, rows, tiles of channels]
 template <class T>
 __global__ void __launch_bounds__(Tile<T>::kThreads, Tile<T>::kTensorCores ? 3 : 1)
     criss_cross_apply_pass(const int64_t first_block, const ApplyPass<T> pass, const int64_t tiles) {

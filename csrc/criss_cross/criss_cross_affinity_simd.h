@@ -16,14 +16,14 @@ SIMD_INLINE KeyChannels key_channels(const Shape& shape, const Pass& pass) {
 template <class T>
 void load_weights(const Scratch<Accumulator<T>>& scratch, const T* affinity, const Shape& shape, const Pass& pass,
                   int64_t start) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const KeyChannels keys = key_channels(shape, pass);
   load_line(scratch.probability, Map<const T>{affinity, shape.affinity_channels()}, keys.first, keys.count, pass,
             start);
   if (!pass.lines.skips_itself) return;
   for (int64_t i = 0; i <= keys.count; ++i) {
-    Sum* row = scratch.probability.data + i * scratch.square;
-    __builtin_memmove(row + i + 1, row + i, (keys.count - i) * sizeof(Sum));
+    acc_t* row = scratch.probability.data + i * scratch.square;
+    __builtin_memmove(row + i + 1, row + i, (keys.count - i) * sizeof(acc_t));
     row[i] = 0;
   }
 }
@@ -31,14 +31,14 @@ void load_weights(const Scratch<Accumulator<T>>& scratch, const T* affinity, con
 template <class T>
 void store_weights(T* affinity, const LineMatrix<Accumulator<T>>& weights, const Shape& shape, const Pass& pass,
                    int64_t start) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const KeyChannels keys = key_channels(shape, pass);
   for (int64_t i = 0; pass.lines.skips_itself && i <= keys.count; ++i) {
-    Sum* row = weights.data + i * weights.row;
-    __builtin_memmove(row + i, row + i + 1, (keys.count - i) * sizeof(Sum));
+    acc_t* row = weights.data + i * weights.row;
+    __builtin_memmove(row + i, row + i + 1, (keys.count - i) * sizeof(acc_t));
   }
-  store_line(Map<T>{affinity, shape.affinity_channels()}, no_scale<Sum>, keys.first, keys.count, weights, pass, start,
-             no_scale<Sum>);
+  store_line(Map<T>{affinity, shape.affinity_channels()}, no_scale<acc_t>, keys.first, keys.count, weights, pass, start,
+             no_scale<acc_t>);
 }
 
 // affinity[i][j] = sum_c query[i][c] key[j][c]
@@ -74,9 +74,9 @@ void affinity_backward(const AffinityBackward<T, Accumulator<T>>& arguments, con
 template <class T>
 void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass& pass,
                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const int64_t channels = arguments.shape.value_channels;
-  const Sum* scale = pass.first ? nullptr : scratch.ones;
+  const acc_t* scale = pass.first ? nullptr : scratch.ones;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t start = pass.start(line);
     load_weights(scratch, arguments.affinity, arguments.shape, pass, start);
@@ -93,9 +93,9 @@ void aggregate_forward(const Aggregate<T, Accumulator<T>>& arguments, const Pass
 template <class T>
 void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, const Pass& pass,
                         const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const int64_t channels = arguments.shape.value_channels, length = pass.lines.length;
-  const Sum* scale = pass.first ? nullptr : scratch.ones;
+  const acc_t* scale = pass.first ? nullptr : scratch.ones;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t start = pass.start(line);
     if (arguments.grad_value) load_weights(scratch, arguments.affinity, arguments.shape, pass, start);
@@ -109,7 +109,7 @@ void aggregate_backward(const AggregateBackward<T, Accumulator<T>>& arguments, c
       if (arguments.grad_affinity) {
         load_line(scratch.value, Map<const T>{arguments.value, channels}, c, count, pass, start);
         line_products(scratch.grad_probability, scratch.grad_out, scratch.value, length, count, scratch,
-                      c ? scratch.ones : no_scale<Sum>);
+                      c ? scratch.ones : no_scale<acc_t>);
       }
       c += scratch.slab;
     } while (c < channels);

@@ -50,7 +50,7 @@ void line_softmax(const Scratch<T>& scratch, const Pass& pass) {
 template <class T>
 void attention_forward(const AttentionForward<T, Accumulator<T>>& arguments, const Pass& pass,
                        const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const int64_t length = pass.lines.length;
   const int64_t query_channels = arguments.shape.query_channels, value_channels = arguments.shape.value_channels;
   const Map<const T> query{arguments.query, query_channels}, key{arguments.key, query_channels},
@@ -63,12 +63,12 @@ void attention_forward(const AttentionForward<T, Accumulator<T>>& arguments, con
       load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines, start);
       load_statistic(scratch.other_statistic, arguments.sum, pass.lines, start);
     }
-    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<Sum>);
+    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<acc_t>);
     line_softmax(scratch, pass);
     store_statistic(arguments.log_sum_exp, scratch.statistic, pass.lines, start);
     store_statistic(arguments.sum, scratch.other_statistic, pass.lines, start);
-    const LeftFactor<Sum> probability{scratch.probability.data, 1, scratch.square};
-    const Sum* scale = pass.first ? nullptr : scratch.old_scale;
+    const LeftFactor<acc_t> probability{scratch.probability.data, 1, scratch.square};
+    const acc_t* scale = pass.first ? nullptr : scratch.old_scale;
     for (int64_t c = 0; c < value_channels; c += scratch.slab) {
       const int64_t count = min_of(scratch.slab, value_channels - c);
       load_line(scratch.value, value, c, count, pass, start);
@@ -98,21 +98,21 @@ void attention_delta(Accumulator<T>* delta, const T* grad_out, const T* out, int
 template <class T>
 void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, const Pass& pass,
                         const Scratch<Accumulator<T>>& scratch, int64_t begin, int64_t end) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const int64_t length = pass.lines.length, row = scratch.square;
   const int64_t query_channels = arguments.shape.query_channels, value_channels = arguments.shape.value_channels;
   const Map<const T> query{arguments.query, query_channels}, key{arguments.key, query_channels},
       value{arguments.value, value_channels}, grad_out{arguments.grad_out, value_channels};
   const bool needs_energies = arguments.grad_query || arguments.grad_key;
-  const Sum* scale = pass.first ? nullptr : scratch.ones;
-  Sum* p = scratch.probability.data;
-  const Sum* grad_p = scratch.grad_probability.data;
+  const acc_t* scale = pass.first ? nullptr : scratch.ones;
+  acc_t* p = scratch.probability.data;
+  const acc_t* grad_p = scratch.grad_probability.data;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t start = pass.start(line);
     load_line(scratch.query, query, 0, query_channels, pass, start);
     load_line(scratch.key, key, 0, query_channels, pass, start);
     load_statistic(scratch.statistic, arguments.log_sum_exp, pass.lines, start);
-    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<Sum>);
+    line_products(scratch.probability, scratch.key, scratch.query, length, query_channels, scratch, no_scale<acc_t>);
     for (int64_t j = 0; j < length; ++j)
       for (int64_t i = 0; i < length; i += kLanes<T>)
         store(p + j * row + i, exp(load(p + j * row + i) - load(scratch.statistic + i)));
@@ -128,7 +128,7 @@ void attention_backward(const AttentionBackward<T, Accumulator<T>>& arguments, c
       if (needs_energies) {
         load_line(scratch.value, value, c, count, pass, start);
         line_products(scratch.grad_probability, scratch.value, scratch.grad_out, length, count, scratch,
-                      c ? scratch.ones : no_scale<Sum>);
+                      c ? scratch.ones : no_scale<acc_t>);
       }
       c += scratch.slab;
     } while (c < value_channels);

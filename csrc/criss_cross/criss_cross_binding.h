@@ -1,4 +1,4 @@
-// What the torch bindings of the criss_cross walls share: layouts of 4-D and 5-D maps, checks, allocation.
+// What the torch bindings of the criss_cross backends share: layouts of 4-D and 5-D maps, checks, allocation.
 #pragma once
 #include <vector>
 

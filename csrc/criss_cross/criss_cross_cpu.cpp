@@ -1,4 +1,4 @@
-// The CPU wall of criss_cross: allocation, the order of the passes, threads. The kernels are in criss_cross_simd.h.
+// The CPU backend of criss_cross: allocation, the order of the passes, threads. The kernels are in criss_cross_simd.h.
 #include <cmath>
 #include <memory>
 #include <new>
@@ -29,15 +29,15 @@ struct Release {
 // Calls kernel(pass, scratch, begin, end) on all lines of all passes, in the passes' order.
 template <class T, class Kernel>
 void run_passes(const Shape& shape, bool backward, const Kernel& kernel) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const bool of_pairs = std::is_same_v<T, BFloat16> && simd::level() == simd::Level::kAvx512Bf16;
   for_each_pass(shape, [&](const Pass& pass) {
-    const int64_t elements = Scratch<Sum>(nullptr, shape, pass, backward, of_pairs).layout.used;
+    const int64_t elements = Scratch<acc_t>(nullptr, shape, pass, backward, of_pairs).layout.used;
     const int64_t line = pass.lines.length * pass.lines.length * (shape.query_channels + shape.value_channels);
     const int64_t grain = 1 + kProductsPerThread / std::max<int64_t>(line, 1);
     torch::stable::parallel_for(0, pass.count, grain, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(Sum), std::align_val_t(64)));
-      kernel(pass, Scratch<Sum>(static_cast<Sum*>(block.get()), shape, pass, backward, of_pairs), begin, end);
+      const std::unique_ptr<void, Release> block(::operator new(elements * sizeof(acc_t), std::align_val_t(64)));
+      kernel(pass, Scratch<acc_t>(static_cast<acc_t*>(block.get()), shape, pass, backward, of_pairs), begin, end);
     });
   });
 }
@@ -90,13 +90,14 @@ Tensor in_layout(Tensor x, bool channels_last) {
 template <class T>
 class Partial {
  public:
-  using Sum = Accumulator<T>;
-  static constexpr bool kInPlace = std::is_same_v<T, Sum>;
+  using acc_t = Accumulator<T>;
+  static constexpr bool kInPlace = std::is_same_v<T, acc_t>;
 
   // Of results with `channels` channels in all.
   Partial(const Shape& shape, int64_t channels, const Tensor& like) {
     const int64_t sample = std::max<int64_t>(channels * shape.pixels(), 1);
-    samples_ = kInPlace ? shape.samples : std::clamp<int64_t>(kPartialBytes / (sample * sizeof(Sum)), 1, shape.samples);
+    samples_ =
+        kInPlace ? shape.samples : std::clamp<int64_t>(kPartialBytes / (sample * sizeof(acc_t)), 1, shape.samples);
     if (!kInPlace) workspace_ = allocate({samples_ * sample}, accumulation_dtype(like.scalar_type()), like);
   }
 
@@ -112,12 +113,12 @@ class Partial {
   }
 
   // The partial sums of `result` [samples of the part][elements]; null where it is not wanted.
-  Sum* of(T* result, int64_t elements) {
+  acc_t* of(T* result, int64_t elements) {
     if (!result) return nullptr;
     if constexpr (kInPlace) {
       return result;
     } else {
-      Sum* start = static_cast<Sum*>(workspace_.mutable_data_ptr()) + used_;
+      acc_t* start = static_cast<acc_t*>(workspace_.mutable_data_ptr()) + used_;
       used_ += samples_ * elements;
       return start;
     }
@@ -142,23 +143,23 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   if (log_sum_exp.numel() == 0) return {in_layout(std::move(out), shape.channels_last), std::move(log_sum_exp)};
   const Tensor sums = allocate(log_sum_exp.sizes(), log_sum_exp.scalar_type(), value);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
-    using Sum = Accumulator<T>;
-    Sum *largest = output<Sum>(log_sum_exp), *sum = output<Sum>(sums);
+    using acc_t = Accumulator<T>;
+    acc_t *largest = output<acc_t>(log_sum_exp), *sum = output<acc_t>(sums);
     const int64_t query_size = shape.query_channels * shape.pixels(),
                   value_size = shape.value_channels * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T* result = offset(output<T>(out), first * value_size);
-      const AttentionForward<T, Sum> arguments{.shape = part,
-                                               .query = input<T>(dense_query) + first * query_size,
-                                               .key = input<T>(dense_key) + first * query_size,
-                                               .value = input<T>(dense_value) + first * value_size,
-                                               .out = result,
-                                               .partial_out = partial.of(result, value_size),
-                                               .log_sum_exp = largest + first * shape.pixels(),
-                                               .sum = sum + first * shape.pixels()};
+      const AttentionForward<T, acc_t> arguments{.shape = part,
+                                                 .query = input<T>(dense_query) + first * query_size,
+                                                 .key = input<T>(dense_key) + first * query_size,
+                                                 .value = input<T>(dense_value) + first * value_size,
+                                                 .out = result,
+                                                 .partial_out = partial.of(result, value_size),
+                                                 .log_sum_exp = largest + first * shape.pixels(),
+                                                 .sum = sum + first * shape.pixels()};
       const auto kernel = SIMD_CHOOSE(attention_forward<T>);
-      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<acc_t>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -204,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
     return {in_layout(std::move(grad_query), shape.channels_last), in_layout(std::move(grad_key), shape.channels_last),
             in_layout(std::move(grad_value), shape.channels_last)};
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
-    using Sum = Accumulator<T>;
+    using acc_t = Accumulator<T>;
     const int64_t query_size = shape.query_channels * shape.pixels(),
                   value_size = shape.value_channels * shape.pixels();
     Partial<T> partial(shape, 2 * shape.query_channels + shape.value_channels, value);
@@ -212,22 +213,22 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
       T *to_query = offset(output<T>(grad_query), first * query_size),
         *to_key = offset(output<T>(grad_key), first * query_size),
         *to_value = offset(output<T>(grad_value), first * value_size);
-      const AttentionBackward<T, Sum> arguments{.shape = part,
-                                                .grad_out = input<T>(dense_grad) + first * value_size,
-                                                .query = input<T>(dense_query) + first * query_size,
-                                                .key = input<T>(dense_key) + first * query_size,
-                                                .value = input<T>(dense_value) + first * value_size,
-                                                .out = nullptr,  // it is in delta
-                                                .log_sum_exp = input<Sum>(statistics) + first * shape.pixels(),
-                                                .delta = output<Sum>(deltas) + first * shape.pixels(),
-                                                .grad_query = to_query,
-                                                .grad_key = to_key,
-                                                .grad_value = to_value,
-                                                .partial_grad_query = partial.of(to_query, query_size),
-                                                .partial_grad_key = partial.of(to_key, query_size),
-                                                .partial_grad_value = partial.of(to_value, value_size)};
+      const AttentionBackward<T, acc_t> arguments{.shape = part,
+                                                  .grad_out = input<T>(dense_grad) + first * value_size,
+                                                  .query = input<T>(dense_query) + first * query_size,
+                                                  .key = input<T>(dense_key) + first * query_size,
+                                                  .value = input<T>(dense_value) + first * value_size,
+                                                  .out = nullptr,  // it is in delta
+                                                  .log_sum_exp = input<acc_t>(statistics) + first * shape.pixels(),
+                                                  .delta = output<acc_t>(deltas) + first * shape.pixels(),
+                                                  .grad_query = to_query,
+                                                  .grad_key = to_key,
+                                                  .grad_value = to_value,
+                                                  .partial_grad_query = partial.of(to_query, query_size),
+                                                  .partial_grad_key = partial.of(to_key, query_size),
+                                                  .partial_grad_value = partial.of(to_value, value_size)};
       const auto kernel = SIMD_CHOOSE(attention_backward<T>);
-      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<acc_t>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -261,21 +262,21 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
   Tensor grad_query = allocate_gradient(needs & kNeedsQuery, query, true),
          grad_key = allocate_gradient(needs & kNeedsKey, key, true);
   cpu::dispatch("criss_cross", query.scalar_type(), [&]<class T>(T) {
-    using Sum = Accumulator<T>;
+    using acc_t = Accumulator<T>;
     const int64_t size = shape.query_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, 2 * shape.query_channels, query);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T *to_query = offset(output<T>(grad_query), first * size), *to_key = offset(output<T>(grad_key), first * size);
-      const AffinityBackward<T, Sum> arguments{.shape = part,
-                                               .grad_affinity = input<T>(dense_grad) + first * weights,
-                                               .query = input<T>(dense_query) + first * size,
-                                               .key = input<T>(dense_key) + first * size,
-                                               .grad_query = to_query,
-                                               .grad_key = to_key,
-                                               .partial_grad_query = partial.of(to_query, size),
-                                               .partial_grad_key = partial.of(to_key, size)};
+      const AffinityBackward<T, acc_t> arguments{.shape = part,
+                                                 .grad_affinity = input<T>(dense_grad) + first * weights,
+                                                 .query = input<T>(dense_query) + first * size,
+                                                 .key = input<T>(dense_key) + first * size,
+                                                 .grad_query = to_query,
+                                                 .grad_key = to_key,
+                                                 .partial_grad_query = partial.of(to_query, size),
+                                                 .partial_grad_key = partial.of(to_key, size)};
       const auto kernel = SIMD_CHOOSE(affinity_backward<T>);
-      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<acc_t>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -288,18 +289,18 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const Tensor dense_affinity = channels_last_map(affinity), dense_value = channels_last_map(value);
   Tensor out = allocate_map(value.sizes(), value, true);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
-    using Sum = Accumulator<T>;
+    using acc_t = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T* result = offset(output<T>(out), first * size);
-      const Aggregate<T, Sum> arguments{.shape = part,
-                                        .affinity = input<T>(dense_affinity) + first * weights,
-                                        .value = input<T>(dense_value) + first * size,
-                                        .out = result,
-                                        .partial_out = partial.of(result, size)};
+      const Aggregate<T, acc_t> arguments{.shape = part,
+                                          .affinity = input<T>(dense_affinity) + first * weights,
+                                          .value = input<T>(dense_value) + first * size,
+                                          .out = result,
+                                          .partial_out = partial.of(result, size)};
       const auto kernel = SIMD_CHOOSE(aggregate_forward<T>);
-      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, false, [&](const Pass& pass, const Scratch<acc_t>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });
@@ -317,20 +318,20 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, true),
          grad_value = allocate_gradient(needs & kNeedsValue, value, true);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
-    using Sum = Accumulator<T>;
+    using acc_t = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();
     Partial<T> partial(shape, shape.value_channels, value);
     partial.for_each_part(shape, [&](int64_t first, const Shape& part) {
       T* to_value = offset(output<T>(grad_value), first * size);
-      const AggregateBackward<T, Sum> arguments{.shape = part,
-                                                .grad_out = input<T>(dense_grad) + first * size,
-                                                .affinity = input<T>(dense_affinity) + first * weights,
-                                                .value = input<T>(dense_value) + first * size,
-                                                .grad_affinity = offset(output<T>(grad_affinity), first * weights),
-                                                .grad_value = to_value,
-                                                .partial_grad_value = partial.of(to_value, size)};
+      const AggregateBackward<T, acc_t> arguments{.shape = part,
+                                                  .grad_out = input<T>(dense_grad) + first * size,
+                                                  .affinity = input<T>(dense_affinity) + first * weights,
+                                                  .value = input<T>(dense_value) + first * size,
+                                                  .grad_affinity = offset(output<T>(grad_affinity), first * weights),
+                                                  .grad_value = to_value,
+                                                  .partial_grad_value = partial.of(to_value, size)};
       const auto kernel = SIMD_CHOOSE(aggregate_backward<T>);
-      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<Sum>& scratch, int64_t begin, int64_t end) {
+      run_passes<T>(part, true, [&](const Pass& pass, const Scratch<acc_t>& scratch, int64_t begin, int64_t end) {
         kernel(arguments, pass, scratch, begin, end);
       });
     });

@@ -1,4 +1,4 @@
-// The CUDA wall of criss_cross in torch: checks, layouts, allocation, stream. Built with ATTNKERNELS_EMULATED it takes
+// The CUDA backend of criss_cross in torch: checks, layouts, allocation, stream. Built with ATTNKERNELS_EMULATED it takes
 // CPU tensors and runs the same kernels on the host.
 #include <array>
 #include <tuple>
@@ -68,16 +68,16 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
   const Shape shape = attention_shape(op, query, key, value);
   check_device(op, value);
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_query, last_key, last_value] = aligned(dense_maps(op, query, key, value));
+  const auto [dense_query, dense_key, dense_value] = aligned(dense_maps(op, query, key, value));
   const ScalarType sum = accumulation_dtype(value.scalar_type());
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   const Tensor log_sum_exp = allocate(pixel_sizes(value), sum, value);
   const Tensor statistics = allocate({forward_statistics(shape)}, sum, value);
   check_launch(op, criss_cross::attention(data_type(op, value),
                                           {.shape = shape,
-                                           .query = last_query.const_data_ptr(),
-                                           .key = last_key.const_data_ptr(),
-                                           .value = last_value.const_data_ptr(),
+                                           .query = dense_query.const_data_ptr(),
+                                           .key = dense_key.const_data_ptr(),
+                                           .value = dense_value.const_data_ptr(),
                                            .out = out.data(),
                                            .partial_out = out.partial(),
                                            .log_sum_exp = log_sum_exp.mutable_data_ptr(),
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                       log_sum_exp.scalar_type() == accumulation_dtype(value.scalar_type()),
                   op, ": log_sum_exp: expected one number per pixel in the accumulation dtype");
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_query, last_key, last_value, last_out, last_grad] =
+  const auto [dense_query, dense_key, dense_value, dense_out, dense_grad] =
       aligned(dense_maps(op, query, key, value, out, grad_out));
   const Tensor statistics = attnkernels::contiguous(log_sum_exp),
                delta = allocate(statistics.sizes(), statistics.scalar_type(), value);
@@ -107,11 +107,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
       grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
   check_launch(op, criss_cross::attention_backward(data_type(op, value),
                                                    {.shape = shape,
-                                                    .grad_out = last_grad.const_data_ptr(),
-                                                    .query = last_query.const_data_ptr(),
-                                                    .key = last_key.const_data_ptr(),
-                                                    .value = last_value.const_data_ptr(),
-                                                    .out = last_out.const_data_ptr(),
+                                                    .grad_out = dense_grad.const_data_ptr(),
+                                                    .query = dense_query.const_data_ptr(),
+                                                    .key = dense_key.const_data_ptr(),
+                                                    .value = dense_value.const_data_ptr(),
+                                                    .out = dense_out.const_data_ptr(),
                                                     .log_sum_exp = statistics.const_data_ptr(),
                                                     .delta = delta.mutable_data_ptr(),
                                                     .grad_query = grad_query.data(),
@@ -129,13 +129,13 @@ Tensor affinity(const Tensor& query, const Tensor& key) {
   const Shape shape = affinity_shape(op, query, key);
   check_device(op, query);
   const DeviceGuard guard(query.get_device_index());
-  const auto [last_query, last_key] = dense_maps(op, query, key);
+  const auto [dense_query, dense_key] = dense_maps(op, query, key);
   const int64_t sizes[] = {shape.samples, shape.affinity_channels(), shape.height, shape.width};
   const Map result(sizes, query, shape, Sums::kNone);
   check_launch(op, criss_cross::affinity(data_type(op, query),
                                          {.shape = shape,
-                                          .query = last_query.const_data_ptr(),
-                                          .key = last_key.const_data_ptr(),
+                                          .query = dense_query.const_data_ptr(),
+                                          .key = dense_key.const_data_ptr(),
                                           .affinity = result.data()},
                                          current_stream(query)));
   return std::get<0>(Map::results(op, result));
@@ -148,14 +148,14 @@ std::tuple<Tensor, Tensor> affinity_backward(const Tensor& grad_affinity, const 
   check_device(op, query);
   check_map(op, "grad_affinity", grad_affinity, query, shape.affinity_channels());
   const DeviceGuard guard(query.get_device_index());
-  const auto [last_grad, last_query, last_key] = dense_maps(op, grad_affinity, query, key);
+  const auto [dense_grad, dense_query, dense_key] = dense_maps(op, grad_affinity, query, key);
   const Map grad_query(query.sizes(), query, shape, Sums::kPartial, needs & kNeedsQuery),
       grad_key(key.sizes(), key, shape, Sums::kPartial, needs & kNeedsKey);
   check_launch(op, criss_cross::affinity_backward(data_type(op, query),
                                                   {.shape = shape,
-                                                   .grad_affinity = last_grad.const_data_ptr(),
-                                                   .query = last_query.const_data_ptr(),
-                                                   .key = last_key.const_data_ptr(),
+                                                   .grad_affinity = dense_grad.const_data_ptr(),
+                                                   .query = dense_query.const_data_ptr(),
+                                                   .key = dense_key.const_data_ptr(),
                                                    .grad_query = grad_query.data(),
                                                    .grad_key = grad_key.data(),
                                                    .partial_grad_query = grad_query.partial(),
@@ -169,12 +169,12 @@ Tensor aggregate(const Tensor& affinity, const Tensor& value) {
   const Shape shape = aggregate_shape(op, affinity, value);
   check_device(op, value);
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_affinity, last_value] = dense_maps(op, affinity, value);
+  const auto [last_affinity, dense_value] = dense_maps(op, affinity, value);
   const Map out(value.sizes(), value, shape, Sums::kPartial);
   check_launch(op, criss_cross::aggregate(data_type(op, value),
                                           {.shape = shape,
                                            .affinity = last_affinity.const_data_ptr(),
-                                           .value = last_value.const_data_ptr(),
+                                           .value = dense_value.const_data_ptr(),
                                            .out = out.data(),
                                            .partial_out = out.partial()},
                                           current_stream(value)));
@@ -188,14 +188,14 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   check_device(op, value);
   check_map(op, "grad_out", grad_out, value, shape.value_channels);
   const DeviceGuard guard(value.get_device_index());
-  const auto [last_grad, last_affinity, last_value] = dense_maps(op, grad_out, affinity, value);
+  const auto [dense_grad, last_affinity, dense_value] = dense_maps(op, grad_out, affinity, value);
   const Map grad_affinity(affinity.sizes(), affinity, shape, Sums::kNone, needs & kNeedsAffinity),
       grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
   check_launch(op, criss_cross::aggregate_backward(data_type(op, value),
                                                    {.shape = shape,
-                                                    .grad_out = last_grad.const_data_ptr(),
+                                                    .grad_out = dense_grad.const_data_ptr(),
                                                     .affinity = last_affinity.const_data_ptr(),
-                                                    .value = last_value.const_data_ptr(),
+                                                    .value = dense_value.const_data_ptr(),
                                                     .grad_affinity = grad_affinity.data(),
                                                     .grad_value = grad_value.data(),
                                                     .partial_grad_value = grad_value.partial()},

@@ -50,8 +50,8 @@ Result for_each_pass(const Shape& shape, Run run) {
 
 // Where the passes hold the sums of a result of type T.
 template <class T>
-accumulate_t<T>* partial_of(void* result, void* workspace) {
-  return static_cast<accumulate_t<T>*>(sizeof(T) == 2 ? workspace : result);
+acc_type<T>* partial_of(void* result, void* workspace) {
+  return static_cast<acc_type<T>*>(sizeof(T) == 2 ? workspace : result);
 }
 
 }  // namespace attnkernels::criss_cross

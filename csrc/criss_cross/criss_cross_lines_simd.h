@@ -87,14 +87,14 @@ template <class T>
 void add_products(const Sums<T>& sums, int64_t channel, int64_t count, LeftFactor<Accumulator<T>> a,
                   const LineMatrix<Accumulator<T>>& b, const Scratch<Accumulator<T>>& scratch, const Pass& pass,
                   int64_t start, const Accumulator<T>* scale, const Ahead& ahead = {}) {
-  using Sum = Accumulator<T>;
+  using acc_t = Accumulator<T>;
   const int64_t length = pass.lines.length, channels = sums.channels;
-  if (std::is_same_v<T, Sum> || !pass.last) {
-    const Product<Sum> to{sums.partial + start * channels + channel, pass.lines.step * channels, scale};
+  if (std::is_same_v<T, acc_t> || !pass.last) {
+    const Product<acc_t> to{sums.partial + start * channels + channel, pass.lines.step * channels, scale};
     multiply_in(scratch, length, count, length, a, b.data, b.row, to, ahead);
     return;
   }
-  const Product<Sum> to{scratch.result.data, scratch.result.row, nullptr};
+  const Product<acc_t> to{scratch.result.data, scratch.result.row, nullptr};
   multiply_in(scratch, length, count, length, a, b.data, b.row, to, ahead);
   store_line(Map<T>{sums.result, channels}, sums.partial, channel, count, scratch.result, pass, start, scale);
 }
@@ -134,12 +134,12 @@ void line_products(const LineMatrix<T>& to, const LineMatrix<T>& left, const Lin
 // grad_query[i] += sum_j grad_energy[i][j] key[j]        grad_key[j] += sum_i grad_energy[i][j] query[i]
 // grad_energy is scratch.probability: element [i][j] is at i * query_step + j * key_step. For the arguments of either
 // backward.
-template <class Arguments, class Sum>
-void query_and_key_gradients(const Arguments& to, const Scratch<Sum>& scratch, const Pass& pass, int64_t start,
+template <class Arguments, class acc_t>
+void query_and_key_gradients(const Arguments& to, const Scratch<acc_t>& scratch, const Pass& pass, int64_t start,
                              int64_t query_step, int64_t key_step) {
   const int64_t channels = to.shape.query_channels;
-  const Sum* scale = pass.first ? nullptr : scratch.ones;
-  const Sum* grad_energy = scratch.probability.data;
+  const acc_t* scale = pass.first ? nullptr : scratch.ones;
+  const acc_t* grad_energy = scratch.probability.data;
   if (to.grad_query)
     add_products(Sums{to.grad_query, to.partial_grad_query, channels}, 0, channels, {grad_energy, query_step, key_step},
                  scratch.key, scratch, pass, start, scale);

@@ -10,7 +10,7 @@ namespace attnkernels::criss_cross {
 // Lane l has rows l / kLanes + r 32 / kLanes for r < kThreadRows, and of their columns runs of kRun: see column_of.
 template <class T>
 struct Tile {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr bool kTensorCores = sizeof(T) == 2;
   static constexpr int kRows = sizeof(T) == 8 ? 32 : 64;  // double's sums take twice the registers
   static constexpr int kColumns = kRows;                  // of the products of pixels
@@ -35,8 +35,8 @@ struct Tile {
     T factor[kColumns * kFactorStride];   // [column][channel]: what the weights are multiplied with
   };
 
-  using Products = Sum[kThreadRows][kThreadColumns];
-  using Result = Sum[kThreadRows][kThreadChannels];
+  using Products = acc_t[kThreadRows][kThreadColumns];
+  using Result = acc_t[kThreadRows][kThreadChannels];
 
   __device__ static int row_of(int r) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / kLanes + r * (32 / kLanes); }
   __device__ static int column_of(int c) { return (c / kRun * kLanes + threadIdx.x % kLanes) * kRun + c % kRun; }
@@ -126,9 +126,9 @@ __device__ __forceinline__ void multiply_on_tensor_cores(float (&total)[2][kCoun
 // total[row][column] += sum over terms of a[row][term] b, where b is [column][term] (kTermsInside) or [term][column].
 // Rows, terms and columns beyond those given are zero, and may be left out.
 template <class T, bool kTermsInside, int kStrideA, int kStrideB, int kThreadRows, int kCount>
-__device__ __forceinline__ void multiply(accumulate_t<T> (&total)[kThreadRows][kCount], const T* a, const T* b,
-                                         int rows, int terms, int columns) {
-  using Sum = accumulate_t<T>;
+__device__ __forceinline__ void multiply(acc_type<T> (&total)[kThreadRows][kCount], const T* a, const T* b, int rows,
+                                         int terms, int columns) {
+  using acc_t = acc_type<T>;
   if (int(threadIdx.x / 32 * 16) >= rows) return;
   if constexpr (Tile<T>::kTensorCores) {
     if (has_mma_m16n8k16()) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void multiply(accumulate_t<T> (&total)[kThreadRows][k
 #pragma unroll
     for (int c = 0; c < kCount; ++c) {
       const int column = Tile<T>::column_of(c);
-      Sum b_terms[kStep];
+      acc_t b_terms[kStep];
       if constexpr (kTermsInside) {
         const auto vector = load<kStep>(b + column * kStrideB + term);
 #pragma unroll
@@ -218,7 +218,7 @@ __device__ __forceinline__ void for_each_run(const Place& place, int64_t channel
 
 // Starts a result: what the passes before left, or zeros where this is the first.
 template <class T>
-__device__ __forceinline__ void load_result(typename Tile<T>::Result& result, const accumulate_t<T>* before,
+__device__ __forceinline__ void load_result(typename Tile<T>::Result& result, const acc_type<T>* before,
                                             const Place& place, int64_t channels, int64_t channel) {
   using Tile = criss_cross::Tile<T>;
 #pragma unroll
@@ -247,7 +247,7 @@ __device__ __forceinline__ void store_result(Element* to, const typename Tile<T>
   const bool aligned = channels % Tile::kRun == 0;
   for_each_run<T>(place, channels, channel, [&](int r, int c, int64_t at, bool whole) {
     if (aligned) {
-      accumulate_t<T> values[Tile::kRun];
+      acc_type<T> values[Tile::kRun];
 #pragma unroll
       for (int k = 0; k < Tile::kRun; ++k) values[k] = result[r][c + k];
       Vector<Element, Tile::kRun> run;

@@ -1,4 +1,4 @@
-// The library of every room's kernels, run on the host: registers the operators of namespace attnkernels_emulated when
+// The library of every op's kernels, run on the host: registers the operators of namespace attnkernels_emulated when
 // it is loaded, and is the Python module that controls the emulation.
 #include "emulation/python.h"
 

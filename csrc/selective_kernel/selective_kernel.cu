@@ -84,7 +84,7 @@ Result specialise(const Shape& shape, Run run) {
 
 template <class T>
 size_t tile_bytes(const Shape& shape, const Tiles& tiles) {
-  return shape.branches * tiles.channels * sizeof(accumulate_t<T>);
+  return shape.branches * tiles.channels * sizeof(acc_type<T>);
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ Result pool(DataType type, const Shape& shape, const Tiles& tiles, const PoolTen
   return dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     const PoolArguments<T> a{typed<const T>(tensors.branches), static_cast<T*>(tensors.pooled),
-                             static_cast<accumulate_t<T>*>(tensors.partial), shape, tiles};
+                             static_cast<acc_type<T>*>(tensors.partial), shape, tiles};
     const Result done = specialise(shape, [&](auto channels_last, auto branches) {
       return start("selective_kernel_pool", selective_kernel_pool<T, channels_last(), branches()>,
                    tiles.blocks(shape.samples), 0, stream, a);
@@ -124,7 +124,7 @@ Result select(DataType type, const Shape& shape, const SelectTensors& tensors, v
     const Tiles tiles = choose<T>(shape, operands, true, tuning.most_map_blocks);
     const SelectArguments<T> a{typed<const T>(tensors.branches),
                                static_cast<const T*>(tensors.logits),
-                               static_cast<accumulate_t<T>*>(tensors.weights),
+                               static_cast<acc_type<T>*>(tensors.weights),
                                typed<T>(tensors.y),
                                shape,
                                tiles};
@@ -142,9 +142,9 @@ Result grad_logits(DataType type, const Shape& shape, const Tiles& tiles, const 
     using T = decltype(zero);
     const GradLogitsArguments<T> a{typed<const T>(tensors.grad_y),
                                    typed<const T>(tensors.branches),
-                                   static_cast<const accumulate_t<T>*>(tensors.weights),
+                                   static_cast<const acc_type<T>*>(tensors.weights),
                                    static_cast<T*>(tensors.grad_logits),
-                                   static_cast<accumulate_t<T>*>(tensors.partial),
+                                   static_cast<acc_type<T>*>(tensors.partial),
                                    shape,
                                    tiles};
     const Result done = specialise(shape, [&](auto channels_last, auto branches) {
@@ -169,7 +169,7 @@ Result grad_branches(DataType type, const Shape& shape, const GradBranchesTensor
         aligned_coefficients(shape, tensors.weights) && aligned_coefficients(shape, tensors.grad_pooled);
     const Tiles tiles = choose<T>(shape, operands, aligned, tuning.most_map_blocks);
     const GradBranchesArguments<T> a{typed<const T>(tensors.grad_y),
-                                     static_cast<const accumulate_t<T>*>(tensors.weights),
+                                     static_cast<const acc_type<T>*>(tensors.weights),
                                      static_cast<const T*>(tensors.grad_pooled),
                                      typed<T>(tensors.grads),
                                      shape,

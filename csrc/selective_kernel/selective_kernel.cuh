@@ -17,7 +17,7 @@ template <class T>
 struct PoolArguments {
   Branches<const T> branches;
   T* pooled;
-  accumulate_t<T>* partial;  // [N, splits, C], where splits > 1
+  acc_type<T>* partial;  // [N, splits, C], where splits > 1
   Shape shape;
   Tiles tiles;
 };
@@ -26,7 +26,7 @@ template <class T>
 struct SelectArguments {
   Branches<const T> branches;
   const T* logits;
-  accumulate_t<T>* weights;
+  acc_type<T>* weights;
   Rows<T> y;
   Shape shape;
   Tiles tiles;
@@ -36,9 +36,9 @@ template <class T>
 struct GradLogitsArguments {
   Rows<const T> grad_y;
   Branches<const T> branches;
-  const accumulate_t<T>* weights;
+  const acc_type<T>* weights;
   T* grad_logits;
-  accumulate_t<T>* partial;  // [N, splits, M, C], where splits > 1
+  acc_type<T>* partial;  // [N, splits, M, C], where splits > 1
   Shape shape;
   Tiles tiles;
 };
@@ -46,7 +46,7 @@ struct GradLogitsArguments {
 template <class T>
 struct GradBranchesArguments {
   Rows<const T> grad_y;
-  const accumulate_t<T>* weights;
+  const acc_type<T>* weights;
   const T* grad_pooled;  // or null
   Branches<T> grads;     // data null: not needed
   Shape shape;
@@ -80,7 +80,7 @@ struct Pair {
 
 // to = `width` values (1, or all), widened; their address is aligned as vectors are
 template <class T, int kN>
-__device__ __forceinline__ void load_values(const T* from, int width, accumulate_t<T> (&to)[kN]) {
+__device__ __forceinline__ void load_values(const T* from, int width, acc_type<T> (&to)[kN]) {
   if constexpr (kN > 1) {
     constexpr int kW = kN < kVectorWidth<T> ? kN : kVectorWidth<T>;
     if (width > 1) {
@@ -99,11 +99,11 @@ __device__ __forceinline__ void load_values(const T* from, int width, accumulate
 // s[n, c] = sum_p sum_m U_m[n, c, p] / P, or the sums of each split into partial[n, split, c]
 template <class T, bool kChannelsLast, int kBranches>
 __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_constant__ PoolArguments<T> a) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
-  SHARED(Sum, cells, [kThreads * kSums]);
+  SHARED(acc_t, cells, [kThreads * kSums]);
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
-  Sum sums[kSums] = {};
+  acc_t sums[kSums] = {};
   const int branches = kBranches ? kBranches : a.shape.branches;
   if (a.tiles.splits > 1) launch_dependent_grids();
   for (int m = 0; place.active && m < branches; m += 2) {
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_c
       strided<kInFlight>(
           first, last, step, [&](int i) { return x.template fetch<kW>(at(i)); },
           [&](int, const auto& loaded) {
-            Sum values[kW];
+            acc_t values[kW];
 #pragma unroll
             for (int k = 0; k < kW; ++k) {
               values[k] = loaded.value[0].get(k);
@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_c
           });
     });
   }
-  sum_threads<kChannelsLast>(sums, place, a.tiles, cells, [&](int channel, Sum sum) {
+  sum_threads<kChannelsLast>(sums, place, a.tiles, cells, [&](int channel, acc_t sum) {
     if (a.tiles.splits == 1) {
-      a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / Sum(a.shape.pixels));
+      a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / acc_t(a.shape.pixels));
     } else {
       const int64_t row = place.sample * a.tiles.splits + place.split;
       a.partial[row * a.shape.channels + place.channel + channel] = sum;
@@ -136,36 +136,35 @@ __global__ void __launch_bounds__(kThreads) selective_kernel_pool(const __grid_c
 // s[n, c] = sum_split partial[n, split, c] / P                  grid (samples * tiles of finish_channels)
 template <class T>
 __global__ void __launch_bounds__(kThreads) selective_kernel_pool_finish(const __grid_constant__ PoolArguments<T> a) {
-  using Sum = accumulate_t<T>;
-  SHARED(Sum, cells, [kThreads]);
+  using acc_t = acc_type<T>;
+  SHARED(acc_t, cells, [kThreads]);
   const FinishPlace place = find_finish_place(a.shape, a.tiles);
   wait_for_primary_grid();
-  sum_splits(a.partial, a.tiles.splits, a.shape.channels, 1, place, cells, [&](int channel, Sum sum) {
-    a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / Sum(a.shape.pixels));
+  sum_splits(a.partial, a.tiles.splits, a.shape.channels, 1, place, cells, [&](int channel, acc_t sum) {
+    a.pooled[place.sample * a.shape.channels + place.channel + channel] = narrow<T>(sum / acc_t(a.shape.pixels));
   });
 }
 
 // weights[m, channel] = softmax_m logits[n, m, channel] for the tile's channels, saved by the first split's block
 template <class T>
-__device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const Place& place,
-                                             accumulate_t<T>* weights) {
-  using Sum = accumulate_t<T>;
+__device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const Place& place, acc_type<T>* weights) {
+  using acc_t = acc_type<T>;
   const int branches = a.shape.branches;
   for (int channel = threadIdx.x; channel < place.channels; channel += kThreads) {
     const int64_t row = place.sample * branches * a.shape.channels + place.channel + channel;
-    Sum largest = widen(a.logits[row]), total = 0;
+    acc_t largest = widen(a.logits[row]), total = 0;
     for (int m = 0; m < branches; ++m) {
-      const Sum logit = widen(a.logits[row + m * a.shape.channels]);
+      const acc_t logit = widen(a.logits[row + m * a.shape.channels]);
       weights[m * place.channels + channel] = logit;
       if (logit > largest) largest = logit;  // a NaN makes the total a NaN
     }
     for (int m = 0; m < branches; ++m) {
-      Sum& weight = weights[m * place.channels + channel];
+      acc_t& weight = weights[m * place.channels + channel];
       weight = exponential(weight - largest);
       total += weight;
     }
     for (int m = 0; m < branches; ++m) {
-      Sum& weight = weights[m * place.channels + channel];
+      acc_t& weight = weights[m * place.channels + channel];
       weight /= total;
       if (place.split == 0) a.weights[row + m * a.shape.channels] = weight;
     }
@@ -177,18 +176,18 @@ __device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const 
 template <class T, bool kChannelsLast, int kBranches>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
     selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
-  using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, weights);  // [M, channels of the tile]
+  using acc_t = acc_type<T>;
+  SHARED_DYNAMIC(acc_t, weights);  // [M, channels of the tile]
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, true);
   tile_weights(a, place, weights);
   if (!place.active) return;
   const Line<T, kChannelsLast> y = line_of<kChannelsLast>(a.y, place);
   const int branches = kBranches ? kBranches : a.shape.branches;
-  const Sum* const weight = weights + first_channel<kChannelsLast>(place);
+  const acc_t* const weight = weights + first_channel<kChannelsLast>(place);
   walk<T, kChannelsLast>(place, a.tiles, y.data, [&](auto width, int first, int last, int step, auto at) {
     constexpr int kW = decltype(width)::value, kWeights = kChannelsLast ? kW : 1;
     for (int i = first; i < last; i += kInFlight * step) {
-      Sum values[kInFlight][kW] = {};
+      acc_t values[kInFlight][kW] = {};
       for (int m = 0; m < branches; m += 2) {
         const Pair<T, kChannelsLast> x(a.branches, branches, m, place);
         typename Pair<T, kChannelsLast>::template Loaded<kW> loaded[kInFlight];
@@ -198,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (half == 1 && !x.two) continue;
-          Sum scale[kWeights];
+          acc_t scale[kWeights];
           load_values(weight + (m + half) * place.channels, kWeights, scale);
 #pragma unroll
           for (int k = 0; k < kInFlight; ++k)
@@ -222,11 +221,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
 // dz[n, m, c] = a_m (da_m - sum_k a_k da_k) from da [M, pitch] of `count` channels, the first of them `channel`
 template <class T>
 __device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& a, int64_t sample, int64_t channel,
-                                                  int count, const accumulate_t<T>* da, int pitch) {
-  using Sum = accumulate_t<T>;
+                                                  int count, const acc_type<T>* da, int pitch) {
+  using acc_t = acc_type<T>;
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const int64_t row = sample * a.shape.branches * a.shape.channels + channel + i;
-    Sum mean = 0;
+    acc_t mean = 0;
     for (int m = 0; m < a.shape.branches; ++m) mean += a.weights[row + m * a.shape.channels] * da[m * pitch + i];
     for (int m = 0; m < a.shape.branches; ++m) {
       const int64_t at = row + m * a.shape.channels;
@@ -239,16 +238,16 @@ __device__ __forceinline__ void store_grad_logits(const GradLogitsArguments<T>& 
 template <class T, bool kChannelsLast, int kBranches>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
     selective_kernel_grad_logits(const __grid_constant__ GradLogitsArguments<T> a) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   constexpr int kSums = kChannelsOfThread<T, kChannelsLast>;
-  SHARED(Sum, cells, [kThreads * kSums]);
-  SHARED_DYNAMIC(Sum, da);  // [M, channels of the tile]
+  SHARED(acc_t, cells, [kThreads * kSums]);
+  SHARED_DYNAMIC(acc_t, da);  // [M, channels of the tile]
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, false);
   const int branches = kBranches ? kBranches : a.shape.branches;
   if (a.tiles.splits > 1) launch_dependent_grids();
   for (int m = 0; m < branches; m += 2) {
     const bool two = m + 1 < branches;
-    Sum sums[2][kSums] = {};
+    acc_t sums[2][kSums] = {};
     if (place.active) {
       const Pair<T, kChannelsLast> x(a.branches, branches, m, place);
       const Line<const T, kChannelsLast> grad_y = line_of<kChannelsLast>(a.grad_y, place);
@@ -264,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
                 if (half == 1 && !two) continue;
-                Sum values[kW];
+                acc_t values[kW];
 #pragma unroll
                 for (int k = 0; k < kW; ++k) values[k] = loaded.grad_y.get(k) * loaded.x.value[half].get(k);
                 add_values<kChannelsLast>(sums[half], values);
@@ -276,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
     for (int half = 0; half < 2; ++half) {
       if (half == 1 && !two) continue;
       sum_threads<kChannelsLast>(sums[half], place, a.tiles, cells,
-                                 [&](int channel, Sum sum) { da[(m + half) * place.channels + channel] = sum; });
+                                 [&](int channel, acc_t sum) { da[(m + half) * place.channels + channel] = sum; });
     }
   }
   if (a.tiles.splits == 1) {
@@ -293,13 +292,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     selective_kernel_grad_logits_finish(const __grid_constant__ GradLogitsArguments<T> a) {
-  using Sum = accumulate_t<T>;
-  SHARED(Sum, cells, [kThreads]);
-  SHARED(Sum, da, [kMaxBranches * kMostFinishChannels]);
+  using acc_t = acc_type<T>;
+  SHARED(acc_t, cells, [kThreads]);
+  SHARED(acc_t, da, [kMaxBranches * kMostFinishChannels]);
   const FinishPlace place = find_finish_place(a.shape, a.tiles);
   wait_for_primary_grid();
   sum_splits(a.partial, a.tiles.splits, a.shape.channels, a.shape.branches, place, cells,
-             [&](int column, Sum sum) { da[column] = sum; });
+             [&](int column, acc_t sum) { da[column] = sum; });
   store_grad_logits(a, place.sample, place.channel, place.channels, da, place.pitch);
 }
 
@@ -307,21 +306,21 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads)
     selective_kernel_grad_branches(const __grid_constant__ GradBranchesArguments<T> a) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   constexpr int kN = kChannelsOfThread<T, kChannelsLast>;
   const Place place = find_place<T, kChannelsLast>(a.shape, a.tiles, true);
   if (!place.active) return;
   const Line<const T, kChannelsLast> grad_y = line_of<kChannelsLast>(a.grad_y, place);
   const int64_t channel = place.channel + first_channel<kChannelsLast>(place);
-  Sum shift[kN] = {};
+  acc_t shift[kN] = {};
   if (a.grad_pooled) {
     load_values(a.grad_pooled + place.sample * a.shape.channels + channel, place.width, shift);
 #pragma unroll
-    for (int k = 0; k < kN; ++k) shift[k] /= Sum(a.shape.pixels);
+    for (int k = 0; k < kN; ++k) shift[k] /= acc_t(a.shape.pixels);
   }
   for (int m = 0; m < a.shape.branches; m += 2) {
     Line<T, kChannelsLast> grad[2] = {};
-    Sum scale[2][kN] = {};
+    acc_t scale[2][kN] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (m + half >= a.shape.branches || !a.grads.branch[m + half].data) continue;
@@ -338,7 +337,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               if (!grad[half].data) continue;
-              Sum values[kW];
+              acc_t values[kW];
 #pragma unroll
               for (int k = 0; k < kW; ++k) {
                 const int at_channel = kChannelsLast ? k : 0;

@@ -1,4 +1,4 @@
-// The arguments of the selective_kernel kernels; shared by every C++ wall, no torch.
+// The arguments of the selective_kernel kernels; shared by every C++ backend, no torch.
 #pragma once
 #include <cstdint>
 

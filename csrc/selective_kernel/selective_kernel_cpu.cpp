@@ -1,4 +1,4 @@
-// The CPU wall of selective_kernel: checks, allocation, threads. The kernels are in selective_kernel_simd.h.
+// The CPU backend of selective_kernel: checks, allocation, threads. The kernels are in selective_kernel_simd.h.
 #include "selective_kernel/selective_kernel_cpu.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The CUDA wall of selective_kernel in torch: checks, allocation, stream. Built with ATTNKERNELS_EMULATED it takes CPU
+// The CUDA backend of selective_kernel in torch: checks, allocation, stream. Built with ATTNKERNELS_EMULATED it takes CPU
 // tensors and runs the same kernels on the host.
 #include <optional>
 #include <tuple>

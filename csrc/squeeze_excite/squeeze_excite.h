@@ -1,10 +1,10 @@
-// The arguments of the squeeze_excite kernels and the integers of its schema; shared by every C++ wall, no torch.
+// The arguments of the squeeze_excite kernels and the integers of its schema; shared by every C++ backend, no torch.
 #pragma once
 #include <cstdint>
 
 namespace attnkernels::squeeze_excite {
 
-// attnkernels/ops/squeeze_excite/contract.py has the same values.
+// attnkernels/ops/squeeze_excite/schema.py has the same values.
 enum class Activation : int { kRelu = 0, kSilu = 1 };
 enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
 enum class OutputActivation : int { kNone = 0, kRelu = 1 };

@@ -69,14 +69,14 @@ Result run_passes(const BackwardArguments<T>& a, const Plan& plan, WeightGrads<T
 
 template <class T, bool kChannelsLast>
 Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors& tensors, cudaStream_t stream) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   BackwardArguments<T> a{};
   a.grad_y = static_cast<const T*>(tensors.grad_y);
   a.x = static_cast<const T*>(tensors.x);
   a.y = static_cast<const T*>(tensors.y);
   a.grad_x = static_cast<T*>(tensors.grad_x);
   a.grad_residual = static_cast<T*>(tensors.grad_residual);
-  a.saved = static_cast<const Sum*>(tensors.saved);
+  a.saved = static_cast<const acc_t*>(tensors.saved);
   a.parameters = {static_cast<const T*>(tensors.reduce_weight), nullptr, static_cast<const T*>(tensors.expand_weight),
                   nullptr};
   a.shape = shape;
@@ -85,7 +85,7 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   a.x_reuse = plan.stream_input ? Reuse::kOnce : Reuse::kLikely;
   a.output_reuse = plan.stream_output ? Reuse::kOnce : Reuse::kLikely;
   a.pixel_divisor = PlaneWalk::divisor(shape.pixels);
-  a.grad_logits = static_cast<Sum*>(tensors.scratch);
+  a.grad_logits = static_cast<acc_t*>(tensors.scratch);
   a.grad_hidden = a.grad_logits + shape.samples * shape.channels;
   a.grad_means = a.grad_hidden + shape.samples * shape.hidden;
   a.partial = a.grad_means + (plan.layer_in_map ? 0 : shape.samples * shape.channels);

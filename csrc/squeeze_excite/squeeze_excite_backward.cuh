@@ -7,14 +7,14 @@ namespace attnkernels::squeeze_excite {
 
 template <class T>
 struct BackwardArguments {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   const T *grad_y, *x, *y;    // y: null without output activation
   T *grad_x, *grad_residual;  // or null
-  const Sum* saved;           // [N, 2 C + rd]
-  Sum* partial;               // [N, splits, C] sums of dz x
-  Sum* grad_logits;           // [N, C] dv
-  Sum* grad_hidden;           // [N, rd] du
-  Sum* grad_means;            // [N, C] ds / pixels, where the second pass does not compute it
+  const acc_t* saved;         // [N, 2 C + rd]
+  acc_t* partial;             // [N, splits, C] sums of dz x
+  acc_t* grad_logits;         // [N, C] dv
+  acc_t* grad_hidden;         // [N, rd] du
+  acc_t* grad_means;          // [N, C] ds / pixels, where the second pass does not compute it
   Parameters<T> parameters;
   Shape shape;
   bool layer_in_map;                     // the blocks of the second pass compute their ds
@@ -28,16 +28,16 @@ struct BackwardArguments {
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
     squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
-  using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, cells);
+  using acc_t = acc_type<T>;
+  SHARED_DYNAMIC(acc_t, cells);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const int64_t n = blockIdx.y;
   const int64_t offset = n * shape.channels * shape.pixels;
   const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.x_reuse,
                              a.sums_vectorised};
-  const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
-  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
+  const acc_t* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, acc_t sum) {
     if (tiles.splits == 1) {
       a.grad_logits[n * shape.channels + channel] = sum * gate_derivative(gates[channel], shape.gate);
     } else {
@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
 // dv of channels [c, c + kCount) of sample n, zeros beyond the last; written, where splits' sums make them.
 template <class T, int kCount>
 __device__ __forceinline__ void load_logit_grads(const BackwardArguments<T>& a, int64_t n, int c,
-                                                 accumulate_t<T> (&grads)[kCount], bool write) {
-  using Sum = accumulate_t<T>;
+                                                 acc_type<T> (&grads)[kCount], bool write) {
+  using acc_t = acc_type<T>;
   const int channels = int(a.shape.channels);
-  Sum* const grad_logits = a.grad_logits + n * channels;
+  acc_t* const grad_logits = a.grad_logits + n * channels;
   if (a.sum_splits == 1) return load_sums(grad_logits, c, channels, grads);
-  const Sum* const gates = a.saved + n * a.shape.saved_columns() + channels + a.shape.hidden;
-  Sum opened[kCount];
+  const acc_t* const gates = a.saved + n * a.shape.saved_columns() + channels + a.shape.hidden;
+  acc_t opened[kCount];
   load_sums(gates, c, channels, opened);
   add_splits(a.partial + n * a.sum_splits * channels, int(a.sum_splits), c, channels, grads);
 #pragma unroll
@@ -81,11 +81,11 @@ inline constexpr int kGradRows = 4;  // that a thread has under way
 // The first blocks also write dv where it is not yet there.
 template <class T, bool kMeans, int kSamples>
 __global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backward_layer(const BackwardArguments<T> a) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   constexpr int kW = kVectorWidth<T>, kLanes = kGradVectors<kMeans>, kGroups = kThreads / kLanes;
   constexpr int kCount = kW * kSamples, kHeld = spread_count<kCount, kLanes>;
   constexpr int kColumns = kLanes * kW;
-  SHARED(Sum, cells, [kThreads / 32 * kColumns * kSamples]);
+  SHARED(acc_t, cells, [kThreads / 32 * kColumns * kSamples]);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const bool of_logits = !kMeans || !shape.hidden;
@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backwar
   if (outputs && inputs) fetch(k);
 
   wait_for_primary_grid();
-  Sum values[kCount] = {};
+  acc_t values[kCount] = {};
   for (; k < inputs; k += kGroups * kGradRows) {
-    Sum input[kSamples][kGradRows];
+    acc_t input[kSamples][kGradRows];
 #pragma unroll
     for (int s = 0; s < kSamples; ++s) {
       const int64_t n = min(first + s, shape.samples - 1);
@@ -139,13 +139,13 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backwar
     const int output = first_column + i % kLanes * kW + i / kLanes % kW;
     const int64_t n = first + i / kColumns;
     if (output >= outputs || n >= shape.samples) continue;
-    Sum sum = 0;
+    acc_t sum = 0;
 #pragma unroll
     for (int warp = 0; warp < kThreads / 32; ++warp) sum += cells[warp * kCount * kLanes + i];
     if constexpr (kMeans) {
-      a.grad_means[n * shape.channels + output] = sum / Sum(shape.pixels);
+      a.grad_means[n * shape.channels + output] = sum / acc_t(shape.pixels);
     } else {
-      const Sum u = a.saved[n * shape.saved_columns() + shape.channels + output];
+      const acc_t u = a.saved[n * shape.saved_columns() + shape.channels + output];
       a.grad_hidden[n * shape.hidden + output] = sum * activation_derivative(u, shape.activation);
     }
   }
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backwar
 template <class T, bool kChannelsLast, bool kClip>
 __global__ void __launch_bounds__(kThreads, kGradMapBlocks<T>)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles, const WeightGrads<T> weight_grads) {
-  using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, shared);
+  using acc_t = acc_type<T>;
+  SHARED_DYNAMIC(acc_t, shared);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   if (blockIdx.y < weight_grads.grid_rows) {
@@ -178,29 +178,29 @@ __global__ void __launch_bounds__(kThreads, kGradMapBlocks<T>)
   const bool widened = a.layer_in_map && shape.channels % kW == 0;
   const int before = widened ? int(range.first % kW) : 0;
   const int columns = widened ? (before + count + kW - 1) / kW * kW : count;
-  Sum* const scale = shared;                                            // [tiles.channels]
-  Sum* const shift = scale + padded(tiles.channels);                    // [tiles.channels]
-  Sum* const grad_hidden = shift + padded(tiles.channels);              // [rd], where ds is computed here
+  acc_t* const scale = shared;                                          // [tiles.channels]
+  acc_t* const shift = scale + padded(tiles.channels);                  // [tiles.channels]
+  acc_t* const grad_hidden = shift + padded(tiles.channels);            // [rd], where ds is computed here
   T* const weights = reinterpret_cast<T*>(grad_hidden + padded(rows));  // [rd, columns]
   if (a.grad_x && a.layer_in_map)
     stage_weights(a.parameters.reduce_weight + range.first - before, shape.channels, rows, columns, weights);
   wait_for_primary_grid();
   if (a.grad_x) {
-    const Sum* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
+    const acc_t* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
     stage(scale, count, [&](int j) { return gates[j]; });
     if (a.layer_in_map) {
-      const Sum* const input = a.grad_hidden + n * rows;
+      const acc_t* const input = a.grad_hidden + n * rows;
       stage(grad_hidden, rows, [&](int r) { return input[r]; });
       __syncthreads();
       multiply_staged(weights + before, count, 1, rows, columns, grad_hidden,
-                      [&](int j, Sum sum) { shift[j] = sum / Sum(shape.pixels); });
+                      [&](int j, acc_t sum) { shift[j] = sum / acc_t(shape.pixels); });
     } else {
-      const Sum* const means = a.grad_means + n * shape.channels + range.first;
+      const acc_t* const means = a.grad_means + n * shape.channels + range.first;
       stage(shift, count, [&](int j) { return means[j]; });
     }
     __syncthreads();
   }
-  const Sum* const none = nullptr;  // grad_residual alone takes no coefficients
+  const acc_t* const none = nullptr;  // grad_residual alone takes no coefficients
   tile.apply(a.grad_x ? scale : none, a.grad_x ? shift : none);
 }
 

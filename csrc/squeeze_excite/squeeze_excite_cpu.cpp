@@ -1,4 +1,4 @@
-// The CPU wall of squeeze_excite: checks, allocation, the order of the passes, threads. The kernels are in
+// The CPU backend of squeeze_excite: checks, allocation, the order of the passes, threads. The kernels are in
 // squeeze_excite_simd.h.
 #include "squeeze_excite/squeeze_excite_cpu.h"
 
@@ -219,13 +219,13 @@ struct BatchNorm {
                     "squeeze_excite: norm_activation: expected 0 to 3");
   }
 
-  // The two rows of `numbers` [2, C].
+  // The two rows of `coefficients` [2, C].
   template <class T>
-  Normalization<Accumulator<T>> fold(Accumulator<T>* numbers, int64_t channels) const {
+  Normalization<Accumulator<T>> fold(Accumulator<T>* coefficients, int64_t channels) const {
     using A = Accumulator<T>;
     const Tensor dense_mean = attnkernels::contiguous(mean), dense_variance = attnkernels::contiguous(variance);
     const Optional dense_weight = attnkernels::contiguous(weight), dense_bias = attnkernels::contiguous(bias);
-    A *scale = numbers, *shift = numbers + channels;
+    A *scale = coefficients, *shift = coefficients + channels;
     SIMD_CHOOSE(fold_batch_norm<T>)
     (channels, input<T>(dense_mean), input<T>(dense_variance), input<T>(dense_weight), input<T>(dense_bias), A(epsilon),
      scale, shift);

@@ -1,4 +1,4 @@
-// The CUDA wall of squeeze_excite in torch: checks, allocation, stream. Built with ATTNKERNELS_EMULATED it takes CPU
+// The CUDA backend of squeeze_excite in torch: checks, allocation, stream. Built with ATTNKERNELS_EMULATED it takes CPU
 // tensors and runs the same kernels on the host.
 #include <limits>
 #include <string>

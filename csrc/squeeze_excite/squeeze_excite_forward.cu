@@ -23,12 +23,12 @@ Result run_layer(const ForwardArguments<T>& part, LaunchConfig config) {
 
 template <class T, bool kChannelsLast, bool kResidual>
 Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& tensors, cudaStream_t stream) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   ForwardArguments<T> a{};
   a.x = static_cast<const T*>(tensors.x);
   a.residual = static_cast<const T*>(tensors.residual);
   a.y = static_cast<T*>(tensors.y);
-  a.saved = static_cast<Sum*>(tensors.saved);
+  a.saved = static_cast<acc_t*>(tensors.saved);
   a.parameters = {static_cast<const T*>(tensors.reduce_weight), static_cast<const T*>(tensors.reduce_bias),
                   static_cast<const T*>(tensors.expand_weight), static_cast<const T*>(tensors.expand_bias)};
   a.shape = shape;
@@ -38,7 +38,7 @@ Result run_forward(const Shape& shape, const Plan& plan, const ForwardTensors& t
   a.pixel_divisor = PlaneWalk::divisor(shape.pixels);
   a.vectorised = equally_aligned(a.x, a.residual, static_cast<const T*>(a.y));
   if (kChannelsLast) a.vectorised &= misalignment(a.x) == 0 && shape.channels % kVectorWidth<T> == 0;
-  a.activated = static_cast<Sum*>(tensors.scratch);
+  a.activated = static_cast<acc_t*>(tensors.scratch);
   a.partial = a.activated + shape.samples * shape.hidden;
   return for_each_part(shape.samples, plan, [&](int64_t first, int64_t samples) -> Result {
     ForwardArguments<T> part = a;

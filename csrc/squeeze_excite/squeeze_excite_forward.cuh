@@ -6,12 +6,12 @@ namespace attnkernels::squeeze_excite {
 
 template <class T>
 struct ForwardArguments {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   const T *x, *residual;  // residual: or null
   T* y;
-  Sum* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
-  Sum* partial;    // [N, splits, C] sums over pixels, where splits > 1
-  Sum* activated;  // [N, rd], where the hidden layer has its own kernel
+  acc_t* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
+  acc_t* partial;    // [N, splits, C] sums over pixels, where splits > 1
+  acc_t* activated;  // [N, rd], where the hidden layer has its own kernel
   Parameters<T> parameters;
   Shape shape;
   bool vectorised;    // x, residual and y are equally aligned
@@ -24,15 +24,15 @@ struct ForwardArguments {
 // saved[n, c] = sum_p x[n, c, p] / pixels, or the sums of each split into partial[n, split, c]
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
-  using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, cells);
+  using acc_t = acc_type<T>;
+  SHARED_DYNAMIC(acc_t, cells);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const int64_t n = blockIdx.y;
   const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, Sum sum) {
+  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, acc_t sum) {
     if (tiles.splits == 1) {
-      a.saved[n * shape.saved_columns() + channel] = sum / Sum(shape.pixels);
+      a.saved[n * shape.saved_columns() + channel] = sum / acc_t(shape.pixels);
     } else {
       a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
     }
@@ -42,16 +42,16 @@ __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArg
 
 // The means of channels [c, c + kW) of sample n, zeros beyond the last; saved, where splits' sums make them.
 template <class T, int kW>
-__device__ __forceinline__ void load_means(const ForwardArguments<T>& a, int64_t n, int c, accumulate_t<T> (&means)[kW],
+__device__ __forceinline__ void load_means(const ForwardArguments<T>& a, int64_t n, int c, acc_type<T> (&means)[kW],
                                            bool save) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   const int channels = int(a.shape.channels);
-  Sum* const saved = a.saved + n * a.shape.saved_columns();
+  acc_t* const saved = a.saved + n * a.shape.saved_columns();
   if (a.sum_splits == 1) return load_sums(saved, c, channels, means);
   add_splits(a.partial + n * a.sum_splits * channels, int(a.sum_splits), c, channels, means);
 #pragma unroll
   for (int i = 0; i < kW; ++i) {
-    means[i] /= Sum(a.shape.pixels);
+    means[i] /= acc_t(a.shape.pixels);
     if (save && c + i < channels) saved[c + i] = means[i];
   }
 }
@@ -70,9 +70,9 @@ inline constexpr int kLayerRows = 8;
 template <class T, bool kGates, int kSamples>
 __global__ void __launch_bounds__(kThreads, kLayerBlocks)
     squeeze_excite_layer(const ForwardArguments<T> a, const int group_warps) {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   constexpr int kW = kVectorWidth<T>, kCount = kLayerRows * kSamples;
-  SHARED(Sum, cells, [kThreads / 32 * kCount]);
+  SHARED(acc_t, cells, [kThreads / 32 * kCount]);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const int64_t rows = kGates ? shape.channels : shape.hidden;
@@ -97,12 +97,12 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks)
   // What this thread will have to do with a sum.
   const int64_t row = block_row + threadIdx.x / kSamples, n = first + threadIdx.x % kSamples;
   const bool has_sum = threadIdx.x < groups * kCount && row < rows && n < shape.samples;
-  const Sum added = has_sum && bias ? widen(bias[row]) : Sum(0);
+  const acc_t added = has_sum && bias ? widen(bias[row]) : acc_t(0);
 
   wait_for_primary_grid();
-  Sum values[kCount] = {};
+  acc_t values[kCount] = {};
   for (; k < inputs; k += step) {
-    Sum input[kSamples][kW];
+    acc_t input[kSamples][kW];
 #pragma unroll
     for (int s = 0; s < kSamples; ++s) {
       const int64_t of = min(first + s, shape.samples - 1);
@@ -126,10 +126,10 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks)
   if (leads_spread<kCount, 1>()) cells[warp * kCount + first_spread<kCount, 1>()] = values[0];
   __syncthreads();
   if (!has_sum) return;
-  Sum value = added;
+  acc_t value = added;
   for (int w = 0; w < group_warps; ++w)
     value += cells[(threadIdx.x / kCount * group_warps + w) * kCount + threadIdx.x % kCount];
-  Sum* const saved = a.saved + n * shape.saved_columns() + shape.channels;
+  acc_t* const saved = a.saved + n * shape.saved_columns() + shape.channels;
   if constexpr (kGates) {
     saved[shape.hidden + row] = open_gate(value, shape.gate);
   } else {
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks)
 template <class T, bool kChannelsLast, bool kResidual>
 __global__ void __launch_bounds__(kThreads, kMapBlocks<T>)
     squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
-  using Sum = accumulate_t<T>;
-  SHARED_DYNAMIC(Sum, shared);
+  using acc_t = acc_type<T>;
+  SHARED_DYNAMIC(acc_t, shared);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const MapRange range = map_range<kChannelsLast>(shape, tiles);
@@ -154,22 +154,22 @@ __global__ void __launch_bounds__(kThreads, kMapBlocks<T>)
        shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised},
       shape, range, a.pixel_divisor);
   const int count = int(range.count), width = int(shape.hidden);
-  Sum* const gates = shared;                             // [tiles.channels]
-  Sum* const bias = gates + padded(tiles.channels);      // [tiles.channels], where the gates are computed here
-  Sum* const activated = bias + padded(tiles.channels);  // [rd]
+  acc_t* const gates = shared;                             // [tiles.channels]
+  acc_t* const bias = gates + padded(tiles.channels);      // [tiles.channels], where the gates are computed here
+  acc_t* const activated = bias + padded(tiles.channels);  // [rd]
   T* const weights = reinterpret_cast<T*>(activated + padded(width));  // [count, rd]
   if (a.layer_in_map) {
     stage_weights(a.parameters.expand_weight + range.first * width, 0, 1, count * width, weights);
     const T* const biases = a.parameters.expand_bias;
-    stage(bias, count, [&](int j) { return biases ? widen(biases[range.first + j]) : Sum(0); });
+    stage(bias, count, [&](int j) { return biases ? widen(biases[range.first + j]) : acc_t(0); });
   }
   wait_for_primary_grid();
-  Sum* const saved = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+  acc_t* const saved = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
   if (a.layer_in_map) {
-    const Sum* const input = a.activated + n * width;
+    const acc_t* const input = a.activated + n * width;
     stage(activated, width, [&](int r) { return input[r]; });
     __syncthreads();
-    multiply_staged(weights, count, width, width, 1, activated, [&](int j, Sum sum) {
+    multiply_staged(weights, count, width, width, 1, activated, [&](int j, acc_t sum) {
       gates[j] = open_gate(sum + bias[j], shape.gate);
       // Saved by the block that has the channel's first pixel.
       const int64_t c = range.first + j;
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, kMapBlocks<T>)
     stage(gates, count, [&](int j) { return saved[range.first + j]; });
   }
   __syncthreads();
-  tile.apply(gates, static_cast<const Sum*>(nullptr));
+  tile.apply(gates, static_cast<const acc_t*>(nullptr));
 }
 
 }  // namespace attnkernels::squeeze_excite

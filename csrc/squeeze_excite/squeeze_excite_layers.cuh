@@ -31,13 +31,13 @@ __device__ __forceinline__ A gate_derivative(A g, Gate gate) {
 // numbers, and little code, as every block executes it once.
 template <class T, class Emit>
 __device__ __forceinline__ void multiply_staged(const T* weights, int rows, int row_step, int count, int step,
-                                                const accumulate_t<T>* input, Emit emit) {
-  using Sum = accumulate_t<T>;
+                                                const acc_type<T>* input, Emit emit) {
+  using acc_t = acc_type<T>;
   const int lanes = lanes_for((count + 3) / 4), lane = threadIdx.x % lanes, groups = blockDim.x / lanes;
 #pragma unroll 1
   for (int start = 0; start < rows; start += groups) {  // the same count for every lane of a warp: shuffles follow
     const int row = start + threadIdx.x / lanes;
-    Sum sum = 0;
+    acc_t sum = 0;
     if (row < rows) {
 #pragma unroll 4
       for (int k = lane; k < count; k += lanes) sum += widen(weights[row * row_step + k * step]) * input[k];
@@ -65,9 +65,9 @@ __device__ __forceinline__ void stage_weights(const T* from, int64_t pitch, int 
 }
 
 // to[i] = fetch(i) for i < count: what a kernel waits for before it can begin, all of it under way at once.
-template <class Sum, class Fetch>
-__device__ __forceinline__ void stage(Sum* to, int count, Fetch fetch) {
-  strided<4>(int(threadIdx.x), count, int(blockDim.x), fetch, [&](int i, const Sum& loaded) { to[i] = loaded; });
+template <class acc_t, class Fetch>
+__device__ __forceinline__ void stage(acc_t* to, int count, Fetch fetch) {
+  strided<4>(int(threadIdx.x), count, int(blockDim.x), fetch, [&](int i, const acc_t& loaded) { to[i] = loaded; });
 }
 
 }  // namespace attnkernels::squeeze_excite

@@ -16,7 +16,7 @@ bool equally_aligned(const T* first, const Others*... others) {
 // x
 template <class T>
 struct PoolSource {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = 4;
   const T* x;
   bool vectorised;
@@ -29,7 +29,7 @@ struct PoolSource {
     return load<kW>(x + i);
   }
   template <int kW>
-  __device__ void add(const Vector<T, kW>& loaded, Sum (&sums)[kW]) const {
+  __device__ void add(const Vector<T, kW>& loaded, acc_t (&sums)[kW]) const {
 #pragma unroll
     for (int k = 0; k < kW; ++k) sums[k] += loaded.get(k);
   }
@@ -42,7 +42,7 @@ __device__ __forceinline__ Vector<T, kW> clipped(Vector<T, kW> grad, const Vecto
   if (clip) {
 #pragma unroll
     for (int k = 0; k < kW; ++k)
-      if (y.get(k) <= accumulate_t<T>(0)) grad.set_zero(k);
+      if (y.get(k) <= acc_type<T>(0)) grad.set_zero(k);
   }
   return grad;
 }
@@ -50,7 +50,7 @@ __device__ __forceinline__ Vector<T, kW> clipped(Vector<T, kW> grad, const Vecto
 // dz x
 template <class T>
 struct GradSource {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = 2;
   const T *grad_y, *x, *y;  // y: null without output activation
   Reuse x_reuse;
@@ -72,7 +72,7 @@ struct GradSource {
     return loaded;
   }
   template <int kW>
-  __device__ void add(const Loaded<kW>& loaded, Sum (&sums)[kW]) const {
+  __device__ void add(const Loaded<kW>& loaded, acc_t (&sums)[kW]) const {
     const auto dz = clipped(loaded.grad, loaded.y, y != nullptr);
 #pragma unroll
     for (int k = 0; k < kW; ++k) sums[k] += dz.get(k) * loaded.x.get(k);
@@ -82,7 +82,7 @@ struct GradSource {
 // y = output_activation(x scale + residual)
 template <class T, bool kResidual>
 struct ScaleMap {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = kResidual ? 2 : 4;
   const T *x, *residual;  // residual: null without kResidual
   T* y;
@@ -106,7 +106,7 @@ struct ScaleMap {
   }
   template <int kW, class Coefficients>
   __device__ void apply(int64_t i, const Loaded<kW>& loaded, const Coefficients& coefficients) const {
-    Sum values[kW];
+    acc_t values[kW];
 #pragma unroll
     for (int k = 0; k < kW; ++k) {
       values[k] = loaded.x.get(k) * coefficients.scale(k);
@@ -122,7 +122,7 @@ struct ScaleMap {
 // grad_x = dz scale + shift, grad_residual = dz
 template <class T, bool kClip>
 struct GradMap {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr int kWidth = kVectorWidth<T>, kInFlight = kClip ? 2 : 4;
   const T *grad_y, *y;        // y: null without kClip
   T *grad_x, *grad_residual;  // or null
@@ -153,7 +153,7 @@ struct GradMap {
     const auto dz = clipped(loaded.grad, loaded.y, kClip);
     if (grad_residual) store(grad_residual + i, dz, reuse);
     if (!grad_x) return;
-    Sum values[kW];
+    acc_t values[kW];
 #pragma unroll
     for (int k = 0; k < kW; ++k) values[k] = dz.get(k) * coefficients.scale(k) + coefficients.shift(k);
     Vector<T, kW> result;

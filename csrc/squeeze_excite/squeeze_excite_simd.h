@@ -9,10 +9,10 @@ using namespace simd::SIMD_LEVEL;
 // Numbers per channel, for lanes that are channels, or that all are of one channel.
 template <class A>
 struct PerLane {
-  const A* numbers;
+  const A* coefficients;
   template <class Read>
   SIMD_INLINE Vec<A> operator()(int64_t j, Read read) const {
-    return read(numbers + j);
+    return read(coefficients + j);
   }
 };
 template <class A>
@@ -24,38 +24,38 @@ struct Same {
   }
 };
 
-// sums[c] = sum_p of what add(sum, i, read, numbers[c]...) adds for the elements i = (c, p) of a sample
+// sums[c] = sum_p of what add(sum, i, read, coefficients[c]...) adds for the elements i = (c, p) of a sample
 template <class T, class Add, class... A>
 SIMD_INLINE void pool_units(const Shape& shape, int64_t first, int64_t last, Accumulator<T>* sums, Add add,
-                            const A*... numbers) {
+                            const A*... coefficients) {
   if (shape.channels_last) {
     for (int64_t c = 0; c < shape.channels; ++c) sums[c] = 0;
     columns_reduce<T>(sums, last - first, shape.channels, [&](Vec<T> sum, int64_t p, int64_t c, auto read) {
-      return add(sum, (first + p) * shape.channels + c, read, PerLane<A>{numbers}(c, read)...);
+      return add(sum, (first + p) * shape.channels + c, read, PerLane<A>{coefficients}(c, read)...);
     });
   } else {
     for (int64_t c = first; c < last; ++c) {
       const int64_t base = c * shape.pixels;
       sums[c] = row_reduce<T>(shape.pixels,
-                              [=, ... same = Same<A>{broadcast<A>(numbers[c])}](Vec<T> sum, int64_t i, auto read) {
+                              [=, ... same = Same<A>{broadcast<A>(coefficients[c])}](Vec<T> sum, int64_t i, auto read) {
                                 return add(sum, base + i, read, same(i, read)...);
                               });
     }
   }
 }
 
-// y[i] = value(i, read, numbers(j, read)...) for the elements of the units [first, last)
+// y[i] = value(i, read, coefficients(j, read)...) for the elements of the units [first, last)
 template <class T, class Value, class... A>
 SIMD_INLINE void map_units(const Shape& shape, int64_t first, int64_t last, T* y, bool stream, Value value,
-                           const A*... numbers) {
+                           const A*... coefficients) {
   if (shape.channels_last) {
     const auto piece = [&](int64_t i, int64_t, int64_t offset) {
-      return [=](int64_t j, auto read) { return value(i + j, read, PerLane<A>{numbers + offset}(j, read)...); };
+      return [=](int64_t j, auto read) { return value(i + j, read, PerLane<A>{coefficients + offset}(j, read)...); };
     };
     map_backwards(y, first * shape.channels, last * shape.channels, shape.channels, stream, piece);
   } else {
     const auto piece = [&](int64_t i, int64_t channel, int64_t) {
-      return [=, ... same = Same<A>{broadcast<A>(numbers[channel])}](int64_t j, auto read) {
+      return [=, ... same = Same<A>{broadcast<A>(coefficients[channel])}](int64_t j, auto read) {
         return value(i + j, read, same(j, read)...);
       };
     };

@@ -23,15 +23,15 @@ inline constexpr int kLayerBlocks = 2 - kFewerBlocks;
 
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
-__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, typename Source::Sum* cells,
+__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, typename Source::acc_t* cells,
                          Emit emit) {
-  using Sum = typename Source::Sum;
+  using acc_t = typename Source::acc_t;
   constexpr int kW = Source::kWidth;
   const int64_t split = blockIdx.x % tiles.splits, first = blockIdx.x / tiles.splits * tiles.channels;
   const int count = int(min(tiles.channels, shape.channels - first));
   const int64_t begin = split * tiles.span;
   const int length = int(min(shape.pixels - begin, tiles.span));
-  const auto put = [&](int channel, Sum sum) { emit(first + channel, split, sum); };
+  const auto put = [&](int channel, acc_t sum) { emit(first + channel, split, sum); };
   const Source tile = source.moved(kChannelsLast ? begin * shape.channels + first : first * shape.pixels + begin);
   if constexpr (kChannelsLast) {
     if (source.vectorised && count % kW == 0) {
@@ -85,8 +85,8 @@ class MapTile {
   }
 
   // scale and shift (null: zeros): of the range's channels
-  template <class Sum>
-  __device__ __forceinline__ void apply(const Sum* scale, const Sum* shift) {
+  template <class acc_t>
+  __device__ __forceinline__ void apply(const acc_t* scale, const acc_t* shift) {
     if constexpr (!kChannelsLast) {
       map_planes(map_, rows_, walk_, scale, shift, ahead_);
     } else if (vectorised()) {
@@ -118,20 +118,20 @@ __device__ __forceinline__ Vector<T, kVectorWidth<T>> load_part(const T* row, in
     if (k < count) part = load<kW>(row + k);
     return part;
   }
-  accumulate_t<T> values[kW];
+  acc_type<T> values[kW];
 #pragma unroll
-  for (int i = 0; i < kW; ++i) values[i] = k + i < count ? widen(row[k + i]) : accumulate_t<T>(0);
+  for (int i = 0; i < kW; ++i) values[i] = k + i < count ? widen(row[k + i]) : acc_type<T>(0);
   part.set(values);
   return part;
 }
 // The same of kCount sums.
-template <int kCount, class Sum>
-__device__ __forceinline__ void load_sums(const Sum* row, int k, int count, Sum (&values)[kCount]) {
-  constexpr int kQuarter = 16 / sizeof(Sum) < kCount ? 16 / sizeof(Sum) : kCount;
+template <int kCount, class acc_t>
+__device__ __forceinline__ void load_sums(const acc_t* row, int k, int count, acc_t (&values)[kCount]) {
+  constexpr int kQuarter = 16 / sizeof(acc_t) < kCount ? 16 / sizeof(acc_t) : kCount;
   if (count % kQuarter == 0 && misalignment(row) == 0 && k % kQuarter == 0) {
 #pragma unroll
     for (int i = 0; i < kCount; i += kQuarter) {
-      Vector<Sum, kQuarter> quarter = {};
+      Vector<acc_t, kQuarter> quarter = {};
       if (k + i < count) quarter = load<kQuarter>(row + k + i);
 #pragma unroll
       for (int j = 0; j < kQuarter; ++j) values[i + j] = quarter.get(j);
@@ -139,17 +139,18 @@ __device__ __forceinline__ void load_sums(const Sum* row, int k, int count, Sum 
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) values[i] = k + i < count ? row[k + i] : Sum(0);
+  for (int i = 0; i < kCount; ++i) values[i] = k + i < count ? row[k + i] : acc_t(0);
 }
 
 // Numbers [c, c + kCount) of `channels`, each added up from the sums of splits, in their order; zeros beyond the last.
-template <int kCount, class Sum>
-__device__ __forceinline__ void add_splits(const Sum* partial, int splits, int c, int channels, Sum (&sums)[kCount]) {
+template <int kCount, class acc_t>
+__device__ __forceinline__ void add_splits(const acc_t* partial, int splits, int c, int channels,
+                                           acc_t (&sums)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) sums[i] = 0;
 #pragma unroll 8
   for (int split = 0; split < splits; ++split) {
-    Sum part[kCount];
+    acc_t part[kCount];
     load_sums(partial + split * channels, c, channels, part);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) sums[i] += part[i];

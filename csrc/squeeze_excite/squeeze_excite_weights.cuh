@@ -8,10 +8,10 @@ namespace attnkernels::squeeze_excite {
 // weight[i, j] = sum_n rows[n, i] f(columns[n, j]) and bias[i] = sum_n rows[n, i], f an activation or nothing
 template <class T>
 struct OuterSum {
-  using Sum = accumulate_t<T>;
-  const Sum* rows;
+  using acc_t = acc_type<T>;
+  const acc_t* rows;
   int64_t row_pitch, row_count;
-  const Sum* columns;
+  const acc_t* columns;
   int64_t column_pitch, column_count;
   T *weight, *bias;  // or null
 };
@@ -21,7 +21,7 @@ struct OuterSum {
 // then the products of each thread's few rows and columns.
 template <class T>
 struct WeightGrads {
-  using Sum = accumulate_t<T>;
+  using acc_t = acc_type<T>;
   static constexpr int kTileRows = 64, kTileColumns = 128, kTileSamples = 16;
   static constexpr int kRows = 4, kColumns = 8;  // of a thread
   static_assert(kTileRows / kRows * kTileColumns / kColumns == kThreads);
@@ -32,7 +32,7 @@ struct WeightGrads {
   bool activated_columns;  // the columns of `expand` are pre-activations
   unsigned grid_rows = 0;  // of the second pass's grid, which compute them
 
-  static constexpr size_t shared_bytes() { return kTileSamples * (kTileRows + kTileColumns) * sizeof(Sum); }
+  static constexpr size_t shared_bytes() { return kTileSamples * (kTileRows + kTileColumns) * sizeof(acc_t); }
   __host__ __device__ static int64_t column_tiles(const OuterSum<T>& sum) {
     if (!sum.weight) return sum.bias ? 1 : 0;  // the first tile of columns also has the bias
     return sum.column_count > kTileColumns ? (sum.column_count + kTileColumns - 1) / kTileColumns : 1;
@@ -42,7 +42,7 @@ struct WeightGrads {
   }
   __host__ __device__ int64_t blocks() const { return tiles(sums[0]) + tiles(sums[1]); }
 
-  __device__ __forceinline__ void compute(int64_t block, Sum* shared) const {
+  __device__ __forceinline__ void compute(int64_t block, acc_t* shared) const {
     if (block >= blocks()) return;
     const bool of_reduce = block >= tiles(sums[0]);
     const OuterSum<T>& sum = sums[of_reduce];
@@ -51,40 +51,40 @@ struct WeightGrads {
     const int row_count = int(min(sum.row_count - i0, int64_t(kTileRows)));
     const int column_count = sum.weight ? int(min(sum.column_count - j0, int64_t(kTileColumns))) : 0;
     const bool activated = !of_reduce && activated_columns;
-    Sum* const rows = shared;                              // [kTileSamples, kTileRows]
-    Sum* const columns = rows + kTileSamples * kTileRows;  // [kTileSamples, kTileColumns]
+    acc_t* const rows = shared;                              // [kTileSamples, kTileRows]
+    acc_t* const columns = rows + kTileSamples * kTileRows;  // [kTileSamples, kTileColumns]
     const int i = threadIdx.x / (kTileColumns / kColumns) * kRows,
               j = threadIdx.x % (kTileColumns / kColumns) * kColumns;
     const bool has_bias = sum.bias && j0 == 0 && int(threadIdx.x) < row_count;
-    Sum products[kRows][kColumns] = {}, bias = 0;
+    acc_t products[kRows][kColumns] = {}, bias = 0;
     for (int64_t n0 = 0; n0 < samples; n0 += kTileSamples) {
       const int count = int(min(samples - n0, int64_t(kTileSamples)));
-      const Sum* const from_rows = sum.rows + n0 * sum.row_pitch + i0;
-      const Sum* const from_columns = sum.columns + n0 * sum.column_pitch + j0;
+      const acc_t* const from_rows = sum.rows + n0 * sum.row_pitch + i0;
+      const acc_t* const from_columns = sum.columns + n0 * sum.column_pitch + j0;
       strided<4>(
           int(threadIdx.x), kTileSamples * kTileRows, kThreads,
           [&](int k) {
             const int n = k / kTileRows, r = k % kTileRows;
-            return n < count && r < row_count ? from_rows[n * sum.row_pitch + r] : Sum(0);
+            return n < count && r < row_count ? from_rows[n * sum.row_pitch + r] : acc_t(0);
           },
-          [&](int k, const Sum& loaded) { rows[k] = loaded; });
+          [&](int k, const acc_t& loaded) { rows[k] = loaded; });
       strided<8>(
           int(threadIdx.x), kTileSamples * kTileColumns, kThreads,
           [&](int k) {
             const int n = k / kTileColumns, c = k % kTileColumns;
-            return n < count && c < column_count ? from_columns[n * sum.column_pitch + c] : Sum(0);
+            return n < count && c < column_count ? from_columns[n * sum.column_pitch + c] : acc_t(0);
           },
-          [&](int k, const Sum& loaded) { columns[k] = activated ? activate(loaded, activation) : loaded; });
+          [&](int k, const acc_t& loaded) { columns[k] = activated ? activate(loaded, activation) : loaded; });
       __syncthreads();
 #pragma unroll 1
       for (int n = 0; n < count; ++n) {
         if (has_bias) bias += rows[n * kTileRows + threadIdx.x];
-        Sum row[kRows];
+        acc_t row[kRows];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) row[r] = rows[n * kTileRows + i + r];
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-          const Sum column = columns[n * kTileColumns + j + c];
+          const acc_t column = columns[n * kTileColumns + j + c];
 #pragma unroll
           for (int r = 0; r < kRows; ++r) products[r][c] += row[r] * column;
         }
@@ -101,7 +101,7 @@ struct WeightGrads {
 #pragma unroll
       for (int c = 0; c < kColumns; c += kW) {
         if (vectorised && j + c < column_count) {
-          Sum part[kW];
+          acc_t part[kW];
 #pragma unroll
           for (int k = 0; k < kW; ++k) part[k] = products[r][c + k];
           Vector<T, kW> values;
@@ -120,7 +120,7 @@ struct WeightGrads {
 // Where there is no second pass to go along with.
 template <class T>
 __global__ void __launch_bounds__(kThreads) squeeze_excite_backward_weights(const WeightGrads<T> grads) {
-  SHARED_DYNAMIC(accumulate_t<T>, shared);
+  SHARED_DYNAMIC(acc_type<T>, shared);
   wait_for_primary_grid();
   grads.compute(blockIdx.x, shared);
 }

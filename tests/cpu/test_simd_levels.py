@@ -63,9 +63,9 @@ def make(samples, channels, hidden, height, width, dtype, layout, seed=0):
     return (x, *weights), residual
 
 
-def forward_and_gradients(args, residual, wall, grad_output, **options):
+def forward_and_gradients(args, residual, backend, grad_output, **options):
     leaves = [value.detach().clone().requires_grad_() for value in (*args, residual)]
-    y = attnkernels.squeeze_excite(*leaves[:-1], residual=leaves[-1], backend=wall, **options)
+    y = attnkernels.squeeze_excite(*leaves[:-1], residual=leaves[-1], backend=backend, **options)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad_output)]
 
 

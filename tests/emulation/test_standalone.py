@@ -1,4 +1,4 @@
-"""Every room's stand-alone program: the launchers on memory of exact size, under sanitizers."""
+"""Every op's stand-alone program: the launchers on memory of exact size, under sanitizers."""
 
 import subprocess
 
@@ -6,15 +6,15 @@ import pytest
 
 from tools import emulated, emulation
 
-ROOMS = [name for name in emulated.programs() if list((emulated.ROOT / "csrc" / name).glob("*.cu"))]
+OPS = [name for name in emulated.programs() if list((emulated.ROOT / "csrc" / name).glob("*.cu"))]
 
 
 def test_every_room_with_cuda_kernels_has_a_program():
-    assert sorted({path.parent.name for path in (emulated.ROOT / "csrc").glob("*/*.cu")}) == ROOMS
+    assert sorted({path.parent.name for path in (emulated.ROOT / "csrc").glob("*/*.cu")}) == OPS
 
 
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
-@pytest.mark.parametrize("room", ROOMS)
-def test_program(room, mode):
-    done = subprocess.run([emulation.build(mode, room)], capture_output=True, text=True, timeout=500)
+@pytest.mark.parametrize("op", OPS)
+def test_program(op, mode):
+    done = subprocess.run([emulation.build(mode, op)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + emulation.with_lines(done.stderr[:20000])

@@ -48,7 +48,7 @@ SAME_BITS = {
 
 
 def runs() -> Iterator[pytest.param]:
-    for backend in (backend for backend, device in testing.walls() if device == "cpu"):
+    for backend in (backend for backend, device in testing.fused_backends() if device == "cpu"):
         for case in CASES:
             both = backend == "emulated" and case.op == "squeeze_excite"
             for device in ({}, SMALL_DEVICE) if both else ({},):
@@ -72,7 +72,7 @@ def test_operands_start_anywhere(case, backend, device, layout):
 
 
 def test_no_operator_is_left_out():
-    backend = next(backend for backend, device in testing.walls() if device == "cpu")
+    backend = next(backend for backend, device in testing.fused_backends() if device == "cpu")
     with Placement({}) as placement:
         for case in CASES:
             testing.gradients(case.op, *case.make(), backend)

@@ -17,7 +17,7 @@ CALLS = [
     pytest.param(case, backend, device, id=f"{case}-{backend}")
     for case in testing.cases(small=True)
     if "no_" not in case.name
-    for backend, device in testing.walls()
+    for backend, device in testing.fused_backends()
 ]
 
 

@@ -19,7 +19,7 @@ CALLS = [
     # einsum makes no matrix product of a single channel or a line of one pixel, where the official code has one
     if "no_" not in case.name
     and not ((case.op.startswith("criss_cross") and "one_" in case.name) or "flat" in case.name)
-    for backend, device in testing.walls()
+    for backend, device in testing.fused_backends()
     for frozen in ("nothing", "the first", "all but the first")
     if frozen != "the first" or len(list(testing.tensors_of(case.make()))) > 1
 ]

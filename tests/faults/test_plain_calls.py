@@ -32,8 +32,8 @@ def chosen(x, backend: str, tensors) -> str:
 
 
 def agree(x, backend: str = "auto", tensors=(), plain: bool = False) -> None:
-    wall = backends.plain_wall(x, backend, (x, *tensors))
-    assert wall == (chosen(x, backend, tensors) if plain else "")
+    chosen = backends.plain_backend(x, backend, (x, *tensors))
+    assert chosen == (chosen(x, backend, tensors) if plain else "")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_a_plain_call_takes_what_the_careful_way_chooses(backend):
     "x", [None, 1.0, [1.0], Subclass(), torch.ones(2, dtype=torch.int64), torch.ones(2, device="meta")]
 )
 def test_what_is_no_plain_tensor_is_considered(x):
-    assert backends.plain_wall(x, "auto") == ""
+    assert backends.plain_backend(x, "auto") == ""
     if not isinstance(x, Tensor) or x.__class__ is Subclass:
-        assert x is None or backends.plain_wall(torch.ones(2), "auto", (x,)) == ""
+        assert x is None or backends.plain_backend(torch.ones(2), "auto", (x,)) == ""
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -63,7 +63,7 @@ def test_what_is_around_a_call_is_seen(grad):
     x, seen = torch.ones(2), []
 
     def watched(value: Tensor) -> Tensor:
-        seen.append((backends.plain_wall(x, "auto"), backends.plain_wall(value, "auto")))
+        seen.append((backends.plain_backend(x, "auto"), backends.plain_backend(value, "auto")))
         return value
 
     with torch.set_grad_enabled(grad):
@@ -74,7 +74,7 @@ def test_what_is_around_a_call_is_seen(grad):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             watched(x)
         with FakeTensorMode() as mode:
-            assert backends.plain_wall(mode.from_tensor(x), "auto") == ""
+            assert backends.plain_backend(mode.from_tensor(x), "auto") == ""
         torch.compile(watched, backend="eager")(x)
     assert seen == [("", "")] * 5
 
@@ -83,13 +83,13 @@ def test_calls_that_autograd_makes_anew_are_considered():
     seen = []
 
     def watched(x: Tensor) -> Tensor:
-        seen.append(backends.plain_wall(x, "auto"))
+        seen.append(backends.plain_backend(x, "auto"))
         return x.sin()
 
     checkpoint(watched, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
     assert seen == ["", ""]
     x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda grad: seen.append(backends.plain_wall(grad, "auto")))
+    x.register_hook(lambda grad: seen.append(backends.plain_backend(grad, "auto")))
     with torch.enable_grad():
         x.sin().sum().backward(create_graph=True)
     assert seen == ["", "", ""]
@@ -104,7 +104,7 @@ def test_the_careful_way_computes_the_same(case, recorded, monkeypatch):
         leaves = [tensor.requires_grad_(recorded) for tensor in testing.tensors_of(args)]
         with monkeypatch.context() as patched:
             if careful:
-                patched.setattr(backends, "plain_wall", lambda *_: "")
+                patched.setattr(backends, "plain_backend", lambda *_: "")
             else:
                 patched.setattr(backends, "choose", None)  # not asked
             y = testing.run(case.op, args, kwargs, "auto")

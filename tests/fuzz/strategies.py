@@ -35,8 +35,8 @@ def feature_maps(draw, samples, channels, height, width, dtype, distinct=False):
     return normal(samples, channels, height, width)
 
 
-def check(op: str, call, dtype: torch.dtype, wall: str, device: str, **traits) -> None:
+def check(op: str, call, dtype: torch.dtype, backend: str, device: str, **traits) -> None:
     """Hold one random call, forward and gradients, to float64; `traits` of testing.OpCase."""
     args, kwargs = testing.map_tensors(call, lambda x: x.to(device))
     case = testing.OpCase(op, "random", lambda make: (args, kwargs), **traits)
-    testing.check_against_float64(case, wall, device, dtype, "contiguous")
+    testing.check_against_float64(case, backend, device, dtype, "contiguous")

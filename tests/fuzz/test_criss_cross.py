@@ -1,4 +1,4 @@
-"""The criss-cross functions on random shapes, strides and dtypes, on every wall, against float64."""
+"""The criss-cross functions on random shapes, strides and dtypes, on every backend, against float64."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ OPS = {
 }
 
 
-@pytest.mark.parametrize(("wall", "device"), testing.walls())
+@pytest.mark.parametrize(("backend", "device"), testing.fused_backends())
 @pytest.mark.parametrize("op", OPS)
-def test_criss_cross(op, wall, device):
+def test_criss_cross(op, backend, device):
     calls, traits = OPS[op]
 
-    @given(calls(largest=12 if wall == "emulated" else 40))
+    @given(calls(largest=12 if backend == "emulated" else 40))
     def run(call):
-        check(op, call, call[0][0].dtype, wall, device, **traits)
+        check(op, call, call[0][0].dtype, backend, device, **traits)
 
     run()

@@ -27,15 +27,15 @@ def calls(draw, op, largest):
     return (branches, logits.to(dtype)), {}
 
 
-@pytest.mark.parametrize(("wall", "device"), testing.walls())
+@pytest.mark.parametrize(("backend", "device"), testing.fused_backends())
 @pytest.mark.parametrize("op", ["pooled_sum", "select_branches"])
-def test_selective_kernel(op, wall, device):
-    @given(calls(op, largest=14 if wall == "emulated" else 60))
+def test_selective_kernel(op, backend, device):
+    @given(calls(op, largest=14 if backend == "emulated" else 60))
     def run(call):
         branches = call[0][0]
         stacked = torch.is_tensor(branches)
         # The gradient to the logits is a difference of terms as large as the branches' gradients.
         logits = 1 if stacked else len(branches)
-        check(op, call, (branches if stacked else branches[0]).dtype, wall, device, through_output=(logits,))
+        check(op, call, (branches if stacked else branches[0]).dtype, backend, device, through_output=(logits,))
 
     run()

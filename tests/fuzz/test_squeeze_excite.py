@@ -1,4 +1,4 @@
-"""squeeze_excite on random shapes, strides, dtypes and options, on every wall, against float64."""
+"""squeeze_excite on random shapes, strides, dtypes and options, on every backend, against float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkernels import squeeze_excite, testing
-from attnkernels.ops.squeeze_excite.contract import ACTIVATION, GATE, NORM_ACTIVATION, OUTPUT_ACTIVATION
+from attnkernels.ops.squeeze_excite.schema import ACTIVATION, GATE, NORM_ACTIVATION, OUTPUT_ACTIVATION
 
 from .strategies import DTYPES, SEEDS, check, feature_maps
 
@@ -41,11 +41,11 @@ def calls(draw, largest):
     return (x, *weights), kwargs
 
 
-@pytest.mark.parametrize(("wall", "device"), testing.walls())
-def test_squeeze_excite(wall, device):
-    @given(calls(largest=20 if wall == "emulated" else 70))
+@pytest.mark.parametrize(("backend", "device"), testing.fused_backends())
+def test_squeeze_excite(backend, device):
+    @given(calls(largest=20 if backend == "emulated" else 70))
     def run(call):
-        check("squeeze_excite", call, call[0][0].dtype, wall, device)
+        check("squeeze_excite", call, call[0][0].dtype, backend, device)
 
     run()
 
@@ -58,7 +58,7 @@ NORM_ACTIVATIONS = {
 }
 
 
-@pytest.mark.skipif(("cpu", "cpu") not in testing.walls(), reason="the CPU library was not built")
+@pytest.mark.skipif(("cpu", "cpu") not in testing.fused_backends(), reason="the CPU library was not built")
 @given(
     calls(largest=70),
     st.sampled_from([torch.contiguous_format, torch.channels_last]),

@@ -1,6 +1,6 @@
 """The criss-cross functions: the reference against the definition, options, memory, bad input, the CPU's levels.
 
-(Numbers of every wall, layouts, strides, numerical gradients, opcheck and compile: tests/test_ops.py.)
+(Numbers of every backend, layouts, strides, numerical gradients, opcheck and compile: tests/test_ops.py.)
 """
 
 from __future__ import annotations

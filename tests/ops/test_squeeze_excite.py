@@ -1,4 +1,4 @@
-"""squeeze_excite: options, autocast, bad input. (Numbers on every wall: tests/test_ops.py.)"""
+"""squeeze_excite: options, autocast, bad input. (Numbers on every backend: tests/test_ops.py.)"""
 
 from __future__ import annotations
 
@@ -152,14 +152,14 @@ def test_autocast_takes_float32_parameters(dtype):
 
 
 @pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize(("wall", "device"), [("reference", "cpu"), *testing.walls()])
-def test_without_hidden_channels_gates_come_of_the_bias_alone(wall, device, biases):
+@pytest.mark.parametrize(("backend", "device"), [("reference", "cpu"), *testing.fused_backends()])
+def test_without_hidden_channels_gates_come_of_the_bias_alone(backend, device, biases):
     x, w1, b1, w2, b2 = (value.requires_grad_() for value in arguments(rd=0, device=device))
     if not biases:
         b1 = b2 = None
     gates = torch.sigmoid(b2 if biases else torch.zeros(8, device=device)).detach()[:, None, None]
     for weights in ((w1, b1, w2, b2), (w1[..., None, None], b1, w2[..., None, None], b2)):
-        y = squeeze_excite(x, *weights, backend=wall)
+        y = squeeze_excite(x, *weights, backend=backend)
         torch.testing.assert_close(y, x * gates)
         grad_y = torch.randn_like(y)
         inputs = [value for value in (x, w1, b1, w2, b2) if value is not None]
@@ -172,7 +172,7 @@ def test_without_hidden_channels_gates_come_of_the_bias_alone(wall, device, bias
             )
     with torch.no_grad():
         x[0, 1, 2, 3] = float("inf")  # no mean of it reaches a gate
-        torch.testing.assert_close(squeeze_excite(x, w1, b1, w2, b2, backend=wall), x * gates)
+        torch.testing.assert_close(squeeze_excite(x, w1, b1, w2, b2, backend=backend), x * gates)
 
 
 def test_gradients_only_where_they_are_needed():

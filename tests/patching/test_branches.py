@@ -26,15 +26,15 @@ MODELS = {
 
 @pytest.fixture
 def ran(monkeypatch):
-    walls = []
+    backends = []
     op = _timm_branches.selective_kernel
 
     def recorded(*args, **kwargs):
-        walls.append(attnkernels.backend_of("selective_kernel", *args, **kwargs))
+        backends.append(attnkernels.backend_of("selective_kernel", *args, **kwargs))
         return op(*args, **kwargs)
 
     monkeypatch.setattr(_timm_branches, "selective_kernel", recorded)
-    return walls
+    return backends
 
 
 def results(model, x):

@@ -125,7 +125,7 @@ def test_what_is_no_backend(model, value):
 
 
 def test_a_backend_that_cannot_run(monkeypatch):
-    monkeypatch.setattr(backends, "unavailable", lambda wall, device: "why " * 1000)
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device: "why " * 1000)
     model = nn.ModuleDict({"n" * 1000: SEModule(16)})
     text = message_of(ValueError, attnkernels.patch, model, backend="cuda")
     assert text.startswith("patch: backend: expected one that can run nnn")

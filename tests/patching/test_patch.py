@@ -43,9 +43,9 @@ def test_report_is_data(model):
         report = attnkernels.patch(model)
     assert isinstance(report, Report)
     by_name = {record.name: record for record in report.replaced}
-    wall = backends.best_wall(torch.device("cpu"))
+    backend = backends.best_backend(torch.device("cpu"))
     assert by_name["layer1.0.se"] == Replaced(
-        "layer1.0.se", "timm.layers.squeeze_excite.SEModule", "squeeze_excite", wall, "the module"
+        "layer1.0.se", "timm.layers.squeeze_excite.SEModule", "squeeze_excite", backend, "the module"
     )
     assert by_name["layer1.0"].original == "timm.models.resnet.BasicBlock"
     assert by_name["layer1.0"].fuses.startswith("se, residual sum, act2")

@@ -11,18 +11,18 @@ import sys
 
 from attnkernels import backends
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for triton_wall
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for triton_backend
 _missing = backends.triton_missing()
 collect_ignore_glob = ["test_*.py"] if _missing else []
 
 if not _missing:
-    import triton_wall
+    import triton_backend
 
-    if triton_wall.UNDER_TTSEM:
-        triton_wall.let_cpu_tensors_in()
+    if triton_backend.UNDER_TTSEM:
+        triton_backend.let_cpu_tensors_in()
 
 
 def pytest_report_header() -> str:
     if _missing:
         return f"triton: not collected: {_missing}; python -m ttsem.sanitize pytest tests/triton needs no GPU"
-    return "triton: the kernels run on the CPU, under ttsem" if triton_wall.UNDER_TTSEM else "triton: on the GPU"
+    return "triton: the kernels run on the CPU, under ttsem" if triton_backend.UNDER_TTSEM else "triton: on the GPU"

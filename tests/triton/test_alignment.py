@@ -1,4 +1,4 @@
-"""Operands at alignments of their own (attnkernels/testing/_placement.py), on the Triton wall.
+"""Operands at alignments of their own (attnkernels/testing/_placement.py), on the Triton backend.
 
 Triton compiles a kernel for pointers at multiples of 16 bytes, where it finds them there at the first launch. A launch
 that is kept skips that look, and must never be given others: it would access vectors at addresses that have none.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_wall import needs_gpu, needs_ttsem
+from triton_backend import needs_gpu, needs_ttsem
 
 from attnkernels import testing
 from attnkernels.ops import _triton

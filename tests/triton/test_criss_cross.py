@@ -1,4 +1,4 @@
-"""The Triton wall of criss_cross, its launchers called directly, against float64."""
+"""The Triton backend of criss_cross, its launchers called directly, against float64."""
 
 from __future__ import annotations
 

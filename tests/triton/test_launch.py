@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from triton_wall import UNDER_TTSEM
+from triton_backend import UNDER_TTSEM
 
 from attnkernels.ops import _triton
 

@@ -1,4 +1,4 @@
-"""The Triton wall of selective_kernel, its launchers called directly, against float64."""
+"""The Triton backend of selective_kernel, its launchers called directly, against float64."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from triton_wall import UNDER_TTSEM
+from triton_backend import UNDER_TTSEM
 
 from attnkernels import testing
 

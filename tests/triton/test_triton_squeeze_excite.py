@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_wall import needs_gpu, needs_ttsem, reported, with_bug, without_plans
+from triton_backend import needs_gpu, needs_ttsem, reported, with_bug, without_plans
 
 from attnkernels import testing
-from attnkernels.ops.squeeze_excite import contract, reference, triton_impl
-from attnkernels.ops.squeeze_excite.contract import ACTIVATION, GATE, NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X
+from attnkernels.ops.squeeze_excite import reference, schema, triton_impl
+from attnkernels.ops.squeeze_excite.schema import ACTIVATION, GATE, NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X
 from attnkernels.testing._cases import Maker
 
 EVERYTHING = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
@@ -35,7 +35,7 @@ def make(dtype=torch.float32, layout="contiguous", shape=(3, 20, 23, 31), hidden
 
 def run(x, parameters, residual, grad_y, needs=EVERYTHING, activation="silu", gate="sigmoid", output_activation="relu"):
     """y, saved and the gradients, by the launchers."""
-    kinds = ACTIVATION[activation], GATE[gate], contract.OUTPUT_ACTIVATION[output_activation]
+    kinds = ACTIVATION[activation], GATE[gate], schema.OUTPUT_ACTIVATION[output_activation]
     y, saved = triton_impl.squeeze_excite(x, *parameters, residual, *kinds)
     kept = y if output_activation else None
     grads = triton_impl.squeeze_excite_backward(grad_y, x, kept, *parameters, saved, *kinds, needs)

@@ -70,20 +70,20 @@ def why_unavailable() -> str:
     return f"{' and '.join(missing)} were not found: pip install triton" if missing else ""
 
 
-def rooms() -> list[str]:
+def ops() -> list[str]:
     return sorted({path.parent.name for path in ROOT.glob("csrc/*/*.cu")})
 
 
-def rows(room: str, quick: bool = False) -> Iterator[dict]:
+def rows(op: str, quick: bool = False) -> Iterator[dict]:
     """One row a kernel and architecture; only sm_90 when `quick`."""
     architectures = ("90",) if quick else ARCHITECTURES
     with tempfile.TemporaryDirectory() as folder:
-        if _library_is_current(room):
-            yield from _rows_of_library(room, architectures, Path(folder))
+        if _library_is_current(op):
+            yield from _rows_of_library(op, architectures, Path(folder))
             return
         jobs = [
             (source, architecture, Path(folder) / f"{source.stem}.{architecture}.cubin")
-            for source in sorted(ROOT.glob(f"csrc/{room}/*.cu"))
+            for source in sorted(ROOT.glob(f"csrc/{op}/*.cu"))
             for architecture in architectures
         ]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
@@ -92,20 +92,20 @@ def rows(room: str, quick: bool = False) -> Iterator[dict]:
             yield from rows_of_cubin(cubin, architecture)
 
 
-def _library_is_current(room: str) -> bool:
-    sources = [path for folder in (room, "common") for path in (ROOT / "csrc" / folder).iterdir()]
+def _library_is_current(op: str) -> bool:
+    sources = [path for folder in (op, "common") for path in (ROOT / "csrc" / folder).iterdir()]
     return LIBRARY.exists() and LIBRARY.stat().st_mtime > max(path.stat().st_mtime for path in sources)
 
 
-def _rows_of_library(room: str, architectures: tuple[str, ...], folder: Path) -> Iterator[dict]:
-    """The rows of the kernels in namespace attnkernels::<room>, for those of the architectures that were built."""
+def _rows_of_library(op: str, architectures: tuple[str, ...], folder: Path) -> Iterator[dict]:
+    """The rows of the kernels in namespace attnkernels::<op>, for those of the architectures that were built."""
     subprocess.run(
         [cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True
     )
     for cubin in sorted(folder.glob("*.cubin")):
         architecture = cubin.suffixes[-2].removeprefix(".sm_")
         if architecture in architectures:
-            yield from rows_of_cubin(cubin, architecture, f"attnkernels::{room}::")
+            yield from rows_of_cubin(cubin, architecture, f"attnkernels::{op}::")
 
 
 def _compile(source: Path, architecture: str, cubin: Path) -> None:
@@ -139,7 +139,7 @@ def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterat
             "store_bits": store_bits,
             "occupancy": round(occupancy(architecture, registers, threads, shared), 4),
         }
-        yield {"kernel": short_name(demangled), "wall": "cuda", "arch": f"sm_{architecture}", "figures": figures}
+        yield {"kernel": short_name(demangled), "backend": "cuda", "arch": f"sm_{architecture}", "figures": figures}
 
 
 def _output(tool: str, *arguments: str | Path) -> str:

@@ -24,27 +24,27 @@ def key_of(row: Row) -> Key:
 
 def describe(key: Key) -> str:
     fields = dict(key)
-    return " ".join(fields.pop(name) for name in ("wall", "arch", "kernel", "dtype", "case") if fields.get(name)) + (
+    return " ".join(fields.pop(name) for name in ("backend", "arch", "kernel", "dtype", "case") if fields.get(name)) + (
         f" {' '.join(fields[name] for name in ('buffer', 'access') if name in fields)}" if "buffer" in fields else ""
     )
 
 
 def group_of(row: Row) -> tuple:
     """Rows of one group are measured together, or not at all."""
-    return tuple(row.get(name, "") for name in ("wall", "arch", "dtype"))
+    return tuple(row.get(name, "") for name in ("backend", "arch", "dtype"))
 
 
-def load(room: str) -> dict:
-    path = FOLDER / f"{room}.json"
+def load(op: str) -> dict:
+    path = FOLDER / f"{op}.json"
     return json.loads(path.read_text()) if path.exists() else {"compilers": {}, "rows": []}
 
 
-def save(room: str, compilers: dict[str, str], rows: Iterable[Row]) -> None:
+def save(op: str, compilers: dict[str, str], rows: Iterable[Row]) -> None:
     """One row a line, in the order of their keys, so that a change shows as the lines that changed."""
     lines = [json.dumps(row, sort_keys=True) for row in sorted(rows, key=key_of)]
     text = f'{{"compilers": {json.dumps(compilers, sort_keys=True)}, "rows": [\n' + ",\n".join(lines) + "\n]}\n"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{room}.json").write_text(text)
+    (FOLDER / f"{op}.json").write_text(text)
 
 
 def worse(committed: dict[str, float], measured: dict[str, float], same_compiler: bool) -> list[str]:

@@ -1,7 +1,7 @@
-"""Bytes that the CUDA kernels move, counted by the host emulation on the cases of tests/emulation/traffic/<room>.py.
+"""Bytes that the CUDA kernels move, counted by the host emulation on the cases of tests/emulation/traffic/<op>.py.
 
 A case file has `CASES: list[TrafficCase]`. Counting runs in a process of its own (`python -m
-tools.budgets.traffic ROOM`): one process holds either the plain emulated library or the one that counts.
+tools.budgets.traffic OP`): one process holds either the plain emulated library or the one that counts.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def why_unavailable() -> str:
     return emulation.why_unavailable()
 
 
-def rooms() -> list[str]:
+def ops() -> list[str]:
     return sorted(path.stem for path in CASE_FILES.glob("*.py"))
 
 
-def rows(room: str, quick: bool = False) -> Iterator[dict]:
+def rows(op: str, quick: bool = False) -> Iterator[dict]:
     """Every case, also when `quick`: they are small."""
-    command = [sys.executable, "-m", "tools.budgets.traffic", room]
+    command = [sys.executable, "-m", "tools.budgets.traffic", op]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"counting the traffic of {room} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"counting the traffic of {op} failed:\n{done.stdout}{done.stderr}")
     yield from json.loads(done.stdout.splitlines()[-1])
 
 
-def count(room: str) -> Iterator[dict]:
-    """The rows of a room, counted in this process."""
-    spec = importlib.util.spec_from_file_location(f"traffic_{room}", CASE_FILES / f"{room}.py")
+def count(op: str) -> Iterator[dict]:
+    """The rows of an op, counted in this process."""
+    spec = importlib.util.spec_from_file_location(f"traffic_{op}", CASE_FILES / f"{op}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     bench = emulation.load("traffic")
@@ -74,7 +74,7 @@ def count(room: str) -> Iterator[dict]:
             prepared = case.prepare()
             with bench.traffic(buffers) as traffic:
                 buffers.update(case.call(*prepared))
-        common = {"wall": "cuda", "arch": "emulated", "dtype": case.dtype, "case": case.name}
+        common = {"backend": "cuda", "arch": "emulated", "dtype": case.dtype, "case": case.name}
         for row in traffic.buffers:
             figures = {
                 "factor": round(row.factor, 4),

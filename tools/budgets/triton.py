@@ -17,14 +17,14 @@ def why_unavailable() -> str:
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
-def rooms() -> list[str]:
+def ops() -> list[str]:
     from tools import triton_aot
 
-    return triton_aot.rooms()
+    return triton_aot.ops()
 
 
-def rows(room: str, quick: bool = False) -> Iterator[dict]:
+def rows(op: str, quick: bool = False) -> Iterator[dict]:
     """All architectures and dtypes; sm_90 and bfloat16 when `quick`."""
     from tools import triton_aot
 
-    yield from triton_aot.rows(room, (90,), ("bfloat16",)) if quick else triton_aot.rows(room)
+    yield from triton_aot.rows(op, (90,), ("bfloat16",)) if quick else triton_aot.rows(op)

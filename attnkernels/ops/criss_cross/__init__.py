@@ -8,10 +8,10 @@ from torch.overrides import handle_torch_function
 
 from ... import backends
 from .._autocast import autocasts
-from . import contract, reference
+from . import reference, schema
 from .checks import AFFINITY, AGGREGATE, ATTENTION, check_affinity, check_aggregate, check_attention
 
-_CHECKING = ("cpu", "cuda", "emulated")  # the walls whose operators check all that the functions do
+_CHECKING = ("cpu", "cuda", "emulated")  # the backends whose operators check all that the functions do
 
 
 def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -> Tensor:
@@ -30,21 +30,21 @@ def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "auto") -
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if wall := backends.plain_wall(query, backend, (query, key), _on_gpu):
+    if chosen := backends.plain_backend(query, backend, (query, key), _on_gpu):
         try:
-            if wall not in _CHECKING:
+            if chosen not in _CHECKING:
                 check_affinity(query, key)
-            return contract.run_affinity(wall, query, key)
+            return schema.run_affinity(chosen, query, key)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
     if backends.overridden((query, key)):
         return handle_torch_function(criss_cross_affinity, (query, key), query, key, backend=backend)
     query, key = _autocast(query, key)
     check_affinity(query, key)
-    wall = backends.choose(AFFINITY, query, backend, (key,), on_gpu=_on_gpu)
-    if wall == "reference":
+    chosen = backends.choose(AFFINITY, query, backend, (key,), on_gpu=_on_gpu)
+    if chosen == "reference":
         return reference.affinities(query, key)
-    return contract.run_affinity(wall, query, key)
+    return schema.run_affinity(chosen, query, key)
 
 
 def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -62,21 +62,21 @@ def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "au
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast both are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if wall := backends.plain_wall(value, backend, (affinity, value), _on_gpu):
+    if chosen := backends.plain_backend(value, backend, (affinity, value), _on_gpu):
         try:
-            if wall not in _CHECKING:
+            if chosen not in _CHECKING:
                 check_aggregate(affinity, value)
-            return contract.run_aggregate(wall, affinity, value)
+            return schema.run_aggregate(chosen, affinity, value)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
     if backends.overridden((affinity, value)):
         return handle_torch_function(criss_cross_aggregate, (affinity, value), affinity, value, backend=backend)
     affinity, value = _autocast(affinity, value)
     check_aggregate(affinity, value)
-    wall = backends.choose(AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu)
-    if wall == "reference":
+    chosen = backends.choose(AGGREGATE, value, backend, (affinity,), on_gpu=_on_gpu)
+    if chosen == "reference":
         return reference.aggregated(affinity, value)
-    return contract.run_aggregate(wall, affinity, value)
+    return schema.run_aggregate(chosen, affinity, value)
 
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -100,21 +100,21 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ (under autocast all are cast).
         ValueError: ranks, shapes or devices do not match; a backend that cannot run here.
     """
-    if wall := backends.plain_wall(value, backend, (query, key, value), _attention_on_gpu):
+    if chosen := backends.plain_backend(value, backend, (query, key, value), _attention_on_gpu):
         try:
-            if wall not in _CHECKING:
+            if chosen not in _CHECKING:
                 check_attention(query, key, value)
-            return contract.run_attention(wall, query, key, value)
+            return schema.run_attention(chosen, query, key, value)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
     if backends.overridden((query, key, value)):
         return handle_torch_function(criss_cross_attention, (query, key, value), query, key, value, backend=backend)
     query, key, value = _autocast(query, key, value)
     check_attention(query, key, value)
-    wall = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_attention_on_gpu)
-    if wall == "reference":
+    chosen = backends.choose(ATTENTION, value, backend, (query, key), on_gpu=_attention_on_gpu)
+    if chosen == "reference":
         return reference.attended(query, key, value)
-    return contract.run_attention(wall, query, key, value)
+    return schema.run_attention(chosen, query, key, value)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The Triton wall of criss_cross: launchers with the operators' schemas, callable directly on tensors.
+"""The Triton backend of criss_cross: launchers with the operators' schemas, callable directly on tensors.
 
 The kernels read channels_last maps: there a line's pixels are rows of a matrix whichever way the line runs. Contiguous
 maps are copied to channels_last, and results back.
@@ -17,7 +17,7 @@ from torch import Tensor
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2
 from . import triton_kernels as kernels
-from .contract import NEEDS_AFFINITY, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE
+from .schema import NEEDS_AFFINITY, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE
 
 # tl.dot takes no less than 16 rows, columns and terms.
 _LEAST = 16
@@ -86,22 +86,22 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
-def _last(x: Tensor) -> Tensor:
+def _as_channels_last(x: Tensor) -> Tensor:
     """x with its channels innermost."""
     return x.contiguous(memory_format=_format(x))
 
 
-def _is_last(x: Tensor) -> bool:
+def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=_format(x))
 
 
-def _empty_last(shape, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _empty_channels_last(shape, like: Tensor, dtype: torch.dtype) -> Tensor:
     memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
-def _as(x: Tensor, channels_last: bool) -> Tensor:
-    """A result in the layout that the contract asks for."""
+def _in_layout(x: Tensor, channels_last: bool) -> Tensor:
+    """A result in the layout that the schema asks for."""
     return x if channels_last else x.contiguous()
 
 
@@ -145,16 +145,16 @@ def _attention_launch(call: Call, place: Place) -> Launch:
 
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The operator `criss_cross_attention` (contract.py has its schema): out and log_sum_exp."""
-    channels_last = _is_last(value)
-    query, key, value = _last(query), _last(key), _last(value)
+    """The operator `criss_cross_attention` (schema.py has its schema): out and log_sum_exp."""
+    channels_last = _is_channels_last(value)
+    query, key, value = _as_channels_last(query), _as_channels_last(key), _as_channels_last(value)
     call = _call(query, value, key)
     places = _places(call.extent)
     accumulation = accumulation_dtype(value.dtype)
     out = torch.empty_like(value)
     log_sum_exp = value.new_empty((call.samples, *call.extent), dtype=accumulation)
     count = log_sum_exp.numel()
-    partial = _empty_last(value.shape, value, accumulation) if len(places) > 1 else None
+    partial = _empty_channels_last(value.shape, value, accumulation) if len(places) > 1 else None
     before = None
     with on_device_of(value):
         for place in places:
@@ -164,7 +164,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
                 call.pixels, place.axis.length, place.axis.step, call.a_channels, call.b_channels, count,
             )  # fmt: skip
             before = after
-    return _as(out, channels_last), log_sum_exp
+    return _in_layout(out, channels_last), log_sum_exp
 
 
 @functools.lru_cache(maxsize=4096)
@@ -197,7 +197,7 @@ def _accumulated(like: Tensor, places: list[Place], launch_of: Callable[[Place],
     """Runs `launch_of(place)(partial, result or None)` along every axis and returns the result, shaped like `like`."""
     result = torch.empty_like(like)
     accumulation = accumulation_dtype(like.dtype)
-    partial = _empty_last(like.shape, like, accumulation) if len(places) > 1 else None
+    partial = _empty_channels_last(like.shape, like, accumulation) if len(places) > 1 else None
     for place in places:
         launch_of(place)(partial, result if place.last else None)
     return result
@@ -207,8 +207,14 @@ def criss_cross_attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum_exp: Tensor, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `criss_cross_attention_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_last(value)
-    grad_out, query, key, value, out = _last(grad_out), _last(query), _last(key), _last(value), _last(out)
+    channels_last = _is_channels_last(value)
+    grad_out, query, key, value, out = (
+        _as_channels_last(grad_out),
+        _as_channels_last(query),
+        _as_channels_last(key),
+        _as_channels_last(value),
+        _as_channels_last(out),
+    )
     log_sum_exp = log_sum_exp.contiguous()
     call = _call(query, value, key, grad_out, out, log_sum_exp)
     places = _places(call.extent)
@@ -223,7 +229,7 @@ def criss_cross_attention_backward(
 
             return launch
 
-        return _as(_accumulated(like, places, launch_of), channels_last)
+        return _in_layout(_accumulated(like, places, launch_of), channels_last)
 
     grads = [value.new_empty(0)] * 3
     with on_device_of(value):
@@ -260,13 +266,13 @@ def _scores(a: Tensor, b: Tensor, channels_last: bool) -> Tensor:
     """[N, H + W - 1, H, W]: dot products of a's pixels with those of b on their row and column."""
     call = _call(a, b)
     height, width = call.extent
-    affinity = _empty_last((call.samples, height + width - 1, height, width), a, a.dtype)
+    affinity = _empty_channels_last((call.samples, height + width - 1, height, width), a, a.dtype)
     with on_device_of(a):
         for place in _places(call.extent):
             _scores_launch(call, place)(
                 a, b, affinity, call.pixels, place.axis.length, place.axis.step, call.a_channels, width, height
             )
-    return _as(affinity, channels_last)
+    return _in_layout(affinity, channels_last)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -298,44 +304,44 @@ def _apply(affinity: Tensor, x: Tensor, query_rows: bool, channels_last: bool) -
         return launch
 
     with on_device_of(x):
-        return _as(_accumulated(x, _places(call.extent), launch_of), channels_last)
+        return _in_layout(_accumulated(x, _places(call.extent), launch_of), channels_last)
 
 
 def criss_cross_affinity(query: Tensor, key: Tensor) -> Tensor:
     """The operator `criss_cross_affinity`: [N, H + W - 1, H, W]."""
-    return _scores(_last(query), _last(key), _is_last(query))
+    return _scores(_as_channels_last(query), _as_channels_last(key), _is_channels_last(query))
 
 
 def criss_cross_affinity_backward(
     grad_affinity: Tensor, query: Tensor, key: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_affinity_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_last(query)
-    grad_affinity = _last(grad_affinity)
+    channels_last = _is_channels_last(query)
+    grad_affinity = _as_channels_last(grad_affinity)
     grad_query = grad_key = query.new_empty(0)
     if needs & NEEDS_QUERY:
-        grad_query = _apply(grad_affinity, _last(key), True, channels_last)
+        grad_query = _apply(grad_affinity, _as_channels_last(key), True, channels_last)
     if needs & NEEDS_KEY:
-        grad_key = _apply(grad_affinity, _last(query), False, channels_last)
+        grad_key = _apply(grad_affinity, _as_channels_last(query), False, channels_last)
     return grad_query, grad_key
 
 
 def criss_cross_aggregate(affinity: Tensor, value: Tensor) -> Tensor:
     """The operator `criss_cross_aggregate`: [N, C, H, W]."""
-    return _apply(_last(affinity), _last(value), True, _is_last(value))
+    return _apply(_as_channels_last(affinity), _as_channels_last(value), True, _is_channels_last(value))
 
 
 def criss_cross_aggregate_backward(
     grad_out: Tensor, affinity: Tensor, value: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_aggregate_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_last(value)
-    grad_out = _last(grad_out)
+    channels_last = _is_channels_last(value)
+    grad_out = _as_channels_last(grad_out)
     grad_affinity = grad_value = value.new_empty(0)
     if needs & NEEDS_AFFINITY:
-        grad_affinity = _scores(grad_out, _last(value), channels_last)
+        grad_affinity = _scores(grad_out, _as_channels_last(value), channels_last)
     if needs & NEEDS_VALUE:
-        grad_value = _apply(_last(affinity), grad_out, False, channels_last)
+        grad_value = _apply(_as_channels_last(affinity), grad_out, False, channels_last)
     return grad_affinity, grad_value
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from ... import backends
-from . import contract, reference
+from . import reference, schema
 from .checks import ATTENTION_RESULT, as_branches, check_attention, checked_branches, checked_logits, tensors_of
-from .contract import listed
+from .schema import listed
 
 
 def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") -> Tensor:
@@ -32,18 +32,18 @@ def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "auto") ->
     """
     op = "pooled_sum"
     given = as_branches(branches)
-    if given and (wall := _plain_wall(given, backend)):
+    if given and (chosen := _plain_backend(given, backend)):
         try:
-            return contract.run_pooled_sum(wall, given)
+            return schema.run_pooled_sum(chosen, given)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
     if backends.overridden(tensors := tensors_of(branches)):
         return handle_torch_function(pooled_sum, tensors, branches, backend=backend)
     branches = checked_branches(op, branches)
-    wall = _wall(op, branches, backend)
-    if wall == "reference":
+    chosen = _backend(op, branches, backend)
+    if chosen == "reference":
         return reference.pooled(listed(branches))
-    return contract.run_pooled_sum(wall, branches)
+    return schema.run_pooled_sum(chosen, branches)
 
 
 def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
@@ -63,19 +63,19 @@ def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, back
     """
     op = "select_branches"
     given = as_branches(branches)
-    if given and (wall := _plain_wall(given, backend, logits)):
+    if given and (chosen := _plain_backend(given, backend, logits)):
         try:
-            return contract.run_select_branches(wall, given, logits)
+            return schema.run_select_branches(chosen, given, logits)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
     if backends.overridden(tensors := (*tensors_of(branches), logits)):
         return handle_torch_function(select_branches, tensors, branches, logits, backend=backend)
     branches = checked_branches(op, branches)
     logits = checked_logits(op, branches, logits)
-    wall = _wall(op, branches, backend, logits)
-    if wall == "reference":
+    chosen = _backend(op, branches, backend, logits)
+    if chosen == "reference":
         return reference.selected(listed(branches), logits)
-    return contract.run_select_branches(wall, branches, logits)
+    return schema.run_select_branches(chosen, branches, logits)
 
 
 def selective_kernel(
@@ -98,9 +98,9 @@ def selective_kernel(
     op = "selective_kernel"
     check_attention(op, attention)
     given = as_branches(branches)
-    if given and (wall := _plain_wall(given, backend)):
+    if given and (chosen := _plain_backend(given, backend)):
         try:
-            pooled, select = contract.run_open(wall, given)
+            pooled, select = schema.run_open(chosen, given)
         except (RuntimeError, LookupError, TypeError):
             pass  # wrong arguments: what follows names them
         else:
@@ -108,11 +108,11 @@ def selective_kernel(
     if backends.overridden(tensors_of(branches)):  # each half goes by the override; `attention` is no argument of one
         return select_branches(branches, attention(pooled_sum(branches, backend=backend)), backend=backend)
     branches = checked_branches(op, branches)
-    wall = _wall(op, branches, backend)
-    if wall == "reference":
+    chosen = _backend(op, branches, backend)
+    if chosen == "reference":
         one_by_one = listed(branches)
         return reference.selected(one_by_one, _logits(branches, attention, reference.pooled(one_by_one)))
-    pooled, select = contract.run_open(wall, branches)
+    pooled, select = schema.run_open(chosen, branches)
     return select(_logits(branches, attention, pooled))
 
 
@@ -120,13 +120,13 @@ def _logits(branches: Sequence[Tensor], attention: Callable[[Tensor], Tensor], p
     return checked_logits("selective_kernel", branches, attention(pooled), ATTENTION_RESULT)
 
 
-def _plain_wall(branches: Sequence[Tensor], backend: str, *logits: Tensor) -> str:
-    """As `backends.plain_wall`, for walls whose operators check all that the functions do."""
-    wall = backends.plain_wall(branches[0], backend, (*branches, *logits))
-    return "" if wall == "triton" else wall
+def _plain_backend(branches: Sequence[Tensor], backend: str, *logits: Tensor) -> str:
+    """As `backends.plain_backend`, for backends whose operators check all that the functions do."""
+    chosen = backends.plain_backend(branches[0], backend, (*branches, *logits))
+    return "" if chosen == "triton" else chosen
 
 
-def _wall(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | None = None) -> str:
+def _backend(op: str, branches: Sequence[Tensor], backend: str, logits: Tensor | None = None) -> str:
     # Under torch.compile the plain formula is taken: Inductor makes as few passes and fuses them with their neighbours,
     # and where it changes a graph's layout it copies the inputs of an opaque op (8x128x56x56, training: contiguous 1.55
     # times the plain formula's time, channels_last 0.7 times; inference 0.9 and 0.8 times).

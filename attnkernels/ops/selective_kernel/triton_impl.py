@@ -1,4 +1,4 @@
-"""The Triton wall of selective_kernel: launchers with the operators' schemas, callable directly on tensors."""
+"""The Triton backend of selective_kernel: launchers with the operators' schemas, callable directly on tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
 from . import triton_kernels as kernels
 from .checks import MAX_BRANCHES
-from .contract import is_channels_last
+from .schema import is_channels_last
 
 # Values that a program of a finishing kernel holds: 4 for each of its 128 threads.
 _BLOCK = 512
@@ -117,7 +117,7 @@ def _eight(branches: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 
 def pooled_sum(branches: Sequence[Tensor]) -> Tensor:
-    """The operator `pooled_sum` (contract.py has its schema): [N, C]."""
+    """The operator `pooled_sum` (schema.py has its schema): [N, C]."""
     channels_last = is_channels_last(branches[0])
     branches = _same_strides(branches, channels_last)
     x = branches[0]

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function
 
 from ... import backends
 from .._autocast import autocasts
-from . import contract, reference
+from . import reference, schema
 from .checks import OP, check
 
 
@@ -52,11 +52,11 @@ def squeeze_excite(
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
     tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-    if wall := backends.plain_wall(x, backend, tensors):
+    if chosen := backends.plain_backend(x, backend, tensors):
         try:
-            if wall != "cpu":  # whose operator checks as much
+            if chosen != "cpu":  # whose operator checks as much
                 check(*tensors[:5], activation, gate, residual, output_activation)
-            return contract.run(wall, tensors, activation, gate, output_activation)
+            return schema.run(chosen, tensors, activation, gate, output_activation)
         except (RuntimeError, LookupError, TypeError):
             pass  # callables, or wrong arguments: what follows names them
     if backends.overridden(tensors):
@@ -72,17 +72,17 @@ def squeeze_excite(
     check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation)
     # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
     # into the one after it (an opaque op measured 0.84-0.97x on whole models).
-    wall = backends.choose(
+    chosen = backends.choose(
         OP, x, backend, tensors,
         only_formula="where activation or gate is a callable" if callable(activation) or callable(gate) else "",
         when_compiled="torch.compile fuses the plain formula into its neighbours",
     )  # fmt: skip
-    if wall == "reference":
+    if chosen == "reference":
         return reference.excited(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation
         )  # fmt: skip
     tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-    return contract.run(wall, tensors, activation, gate, output_activation)
+    return schema.run(chosen, tensors, activation, gate, output_activation)
 
 
 def _example(device: str):

@@ -1,4 +1,4 @@
-"""The Triton wall of squeeze_excite: launchers with the operators' schemas, callable directly on tensors.
+"""The Triton backend of squeeze_excite: launchers with the operators' schemas, callable directly on tensors.
 
 Forward: sums (x read once), hidden layer, scale (x read again, mostly from the L2 cache, y written); the gates are
 computed by the scale kernel, or by a launch of their own where that reads fewer weights. Backward: dots of dz and x,
@@ -17,7 +17,7 @@ from torch import Tensor
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
 from . import triton_kernels as kernels
-from .contract import (
+from .schema import (
     ACTIVATION,
     GATE,
     NEEDS_RESIDUAL,
@@ -219,7 +219,7 @@ def squeeze_excite(
     gate: int,
     output_activation: int,
 ) -> tuple[Tensor, Tensor]:
-    """The operator `squeeze_excite` (contract.py has its schema): y and `saved`."""
+    """The operator `squeeze_excite` (schema.py has its schema): y and `saved`."""
     x, layout = _dense(x)
     residual = _contiguous(residual, layout)
     reduce_weight, reduce_bias = _contiguous(reduce_weight), _contiguous(reduce_bias)
@@ -269,7 +269,7 @@ def squeeze_excite_backward(
     output_activation: int,
     needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The operator `squeeze_excite_backward` (contract.py has its schema); `needs` is a sum of the NEEDS_ bits."""
+    """The operator `squeeze_excite_backward` (schema.py has its schema); `needs` is a sum of the NEEDS_ bits."""
     x, layout = _dense(x)
     grad_y = _contiguous(grad_y, layout)
     y = _contiguous(y, layout) if output_activation else None

@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 
 from .._triton import divisible, relu, sigmoid, sum_of_chunks, tile_of
-from . import contract
+from . import schema
 
-_RELU = tl.constexpr(contract.ACTIVATION["relu"])
-_SIGMOID = tl.constexpr(contract.GATE["sigmoid"])
-IDENTITY = 2  # an ACTIVATION besides the contract's: the input of the excitation without a hidden layer
+_RELU = tl.constexpr(schema.ACTIVATION["relu"])
+_SIGMOID = tl.constexpr(schema.GATE["sigmoid"])
+IDENTITY = 2  # an ACTIVATION besides the schema's: the input of the excitation without a hidden layer
 _IDENTITY = tl.constexpr(IDENTITY)
 
 

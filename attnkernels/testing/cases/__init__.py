@@ -1,1 +1,1 @@
-"""The ops' cases, one file per room."""
+"""The ops' cases, one file per op."""

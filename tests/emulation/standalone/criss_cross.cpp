@@ -116,7 +116,7 @@ Attention attention(const cc::Shape& shape, const Numbers& query, const Numbers&
 
 template <class T>
 struct Checker {
-  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
   Case c;
   DataType type;
   double tolerance;
@@ -141,7 +141,9 @@ struct Checker {
     for (int64_t i = 0; i < result.count; ++i) buffer[i] = result[i];
     return buffer;
   }
-  Buffer<Sum> partial(int64_t channels) { return Buffer<Sum>(cc::needs_partial(type, shape) ? count * channels : 0); }
+  Buffer<acc_t> partial(int64_t channels) {
+    return Buffer<acc_t>(cc::needs_partial(type, shape) ? count * channels : 0);
+  }
 
   void run(const char* what, const attnkernels::Result& result) {
     cudaDeviceSynchronize();
@@ -158,10 +160,10 @@ struct Checker {
     auto query = random(kQuery, Q, 1 / std::sqrt(double(std::max<int64_t>(Q, 1)))), key = random(kKey, Q),
          value = random(kValue, C), grad_out = random(kGradOut, C);
     Buffer<T> out(count * C);
-    Buffer<Sum> log_sum_exp(count), partial_out = partial(C), delta(count);
+    Buffer<acc_t> log_sum_exp(count), partial_out = partial(C), delta(count);
     const Attention want = attention(shape, query.doubles(), key.doubles(), value.doubles(), grad_out.doubles());
     const auto forward = [&](int line_channels) {
-      Buffer<Sum> statistics(cc::forward_statistics(shape));
+      Buffer<acc_t> statistics(cc::forward_statistics(shape));
       const cc::AttentionForward<void, void> arguments{
           shape,      query.data(),       key.data(),         value.data(),
           out.data(), partial_out.data(), log_sum_exp.data(), statistics.data()};
@@ -179,7 +181,7 @@ struct Checker {
     const auto backward = [&](bool by_lines, int needs) {
       const std::string which = std::string(by_lines ? ", lines" : ", tiles") + ", needs " + std::to_string(needs);
       Buffer<T> grads[3] = {Buffer<T>(count * Q), Buffer<T>(count * Q), Buffer<T>(count * C)};
-      Buffer<Sum> partials[3] = {partial(Q), partial(Q), partial(C)};
+      Buffer<acc_t> partials[3] = {partial(Q), partial(Q), partial(C)};
       const auto wanted = [&](int i) { return needs >> i & 1 ? grads[i].data() : nullptr; };
       const cc::AttentionBackward<void, void> arguments{shape,
                                                         grad_out.data(),
@@ -210,7 +212,7 @@ struct Checker {
     const int64_t C = c.value_channels, A = shape.affinity_channels(), P = shape.pixels();
     auto a = random(kA, C), b = random(kB, C), weights = random(kAffinity, A);
     Buffer<T> scores(count * A), applied(count * C), spread(count * C);
-    Buffer<Sum> partial_applied = partial(C), partial_spread = partial(C);
+    Buffer<acc_t> partial_applied = partial(C), partial_spread = partial(C);
     cc::Shape of_affinity = shape;
     of_affinity.query_channels = C;
     run("affinity", cc::affinity(type, {of_affinity, a.data(), b.data(), scores.data()}, nullptr));

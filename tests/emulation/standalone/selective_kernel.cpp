@@ -76,7 +76,7 @@ sk::Rows<const void> untyped(const sk::Rows<T>& x) {
 
 template <class T>
 void check(const Case& c, bool channels_last, DataType type, double tolerance, unsigned seed) {
-  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t N = c.samples, C = c.channels, P = c.pixels;
   const int M = c.branches;
   const sk::Shape shape{N, C, P, M, channels_last};
@@ -126,7 +126,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   Buffer<T> logits(N * M * C, c.offset_of(kLogits)), grad_pooled(N * C, c.offset_of(kGradPooled)),
       pooled(N * C, c.offset_of(kPooled)), grad_logits(N * M * C, c.offset_of(kGradLogits));
   // At 16 bytes, as vectors must be, and at no more.
-  Buffer<Sum> weights(N * M * C, 16 / sizeof(Sum) + c.offset_of(kWeights));
+  Buffer<acc_t> weights(N * M * C, 16 / sizeof(acc_t) + c.offset_of(kWeights));
   fill(logits, c.logits);
   fill(grad_pooled);
 
@@ -135,7 +135,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   const sk::Rows<const void> dy = untyped(grad_y);
   {
     const sk::Tiles tiles = sk::choose_sums(type, shape, branches, nullptr);
-    Buffer<Sum> partial(sk::partial_sums(shape, tiles, 1));
+    Buffer<acc_t> partial(sk::partial_sums(shape, tiles, 1));
     run("pool", sk::pool(type, shape, tiles, {branches, pooled.data(), partial.data()}, nullptr));
   }
   run("select",
@@ -143,7 +143,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
                  nullptr));
   {
     const sk::Tiles tiles = sk::choose_sums(type, shape, branches, &dy);
-    Buffer<Sum> partial(sk::partial_sums(shape, tiles, M));
+    Buffer<acc_t> partial(sk::partial_sums(shape, tiles, M));
     run("grad_logits", sk::grad_logits(type, shape, tiles,
                                        {dy, branches, weights.data(), grad_logits.data(), partial.data()}, nullptr));
   }

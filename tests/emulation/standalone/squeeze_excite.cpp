@@ -171,7 +171,7 @@ std::vector<double> planes(const std::vector<double>& values, const Case& c, boo
 
 template <class T>
 void check(const Case& c, const Path& path, bool channels_last, DataType type, double tolerance, unsigned seed) {
-  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
   const auto fill = [&](Operand operand, int64_t count) {
@@ -193,7 +193,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                         c.silu ? se::Activation::kSilu : se::Activation::kRelu,
                         c.hard ? se::Gate::kHardSigmoid : se::Gate::kSigmoid,
                         c.clip ? se::OutputActivation::kRelu : se::OutputActivation::kNone};
-  Buffer<Sum> saved(c.samples * shape.saved_columns(), c.offset_of(kSaved));
+  Buffer<acc_t> saved(c.samples * shape.saved_columns(), c.offset_of(kSaved));
   std::string name = std::string(path.name) + (channels_last ? " channels_last" : "") + " type " +
                      std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
                      std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " +
@@ -207,7 +207,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
 
   se::Plan plan = se::choose_forward(type, shape, path.limits, path.tuning);
   plan.samples_at_once = path.samples_at_once;
-  Buffer<Sum> scratch(se::forward_scratch(shape, plan));
+  Buffer<acc_t> scratch(se::forward_scratch(shape, plan));
   run("forward", se::forward(type, shape, plan,
                              {x.data(), w1.data(), b1.data(), w2.data(), b2.data(), residual.data(), y.data(),
                               saved.data(), scratch.data()},
@@ -226,7 +226,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
     const int needs = wanted & (se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights);
     se::Plan backward = se::choose_backward(type, shape, path.limits, path.tuning);
     backward.samples_at_once = path.samples_at_once;
-    Buffer<Sum> backward_scratch(se::backward_scratch(shape, backward));
+    Buffer<acc_t> backward_scratch(se::backward_scratch(shape, backward));
     const auto result = [&](Operand operand, int64_t count) { return Buffer<T>(count, c.offset_of(operand)); };
     auto grad_x = result(kGradX, elements), grad_residual = result(kGradResidual, elements);
     auto grad_w1 = result(kGradReduceWeight, w1.count), grad_b1 = result(kGradReduceBias, b1.count);

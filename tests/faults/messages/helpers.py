@@ -60,11 +60,11 @@ SUBJECTS = [
     ),
     Subject(
         "check_against_float64", testing.check_against_float64,
-        lambda: {"case": CASE, "wall": "reference", "device": "cpu", "dtype": torch.float32, "layout": "contiguous"},
+        lambda: {"case": CASE, "backend": "reference", "device": "cpu", "dtype": torch.float32, "layout": "contiguous"},
         [
             Mistake("case", "name", "plain", TypeError, "an OpCase", "'plain'"),
             Mistake("case", "class", testing.OpCase, TypeError, "an OpCase", "class OpCase"),
-            *(row._replace(argument="wall") for row in backends()), *_make("OpCase.make"),
+            *(row._replace(argument="backend") for row in backends()), *_make("OpCase.make"),
         ],
     ),
     Subject(
@@ -94,7 +94,7 @@ WITHOUT_ROWS = {
     "in_float64": "takes whatever map_tensors does",
     "tensors_of": "takes whatever map_tensors does",
     "uninitialized_is_nan": "takes nothing",
-    "walls": "takes nothing",
+    "backends": "takes nothing",
     "OpCase": "data; make is what is called",
     "Tolerance": "data",
     "Placement": "takes the offsets that `places` made",

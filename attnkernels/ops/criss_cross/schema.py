@@ -2,7 +2,7 @@
 
 Layouts. The affinity operators work in the layout of `query`, the aggregate and attention operators in that of `value`
 (channels_last or channels_last_3d where it is dense in that order and not contiguous, contiguous otherwise). Every
-result has that layout; `log_sum_exp` is contiguous. Inputs may have any strides: a wall copies those it cannot read.
+result has that layout; `log_sum_exp` is contiguous. Inputs may have any strides: a backend copies those it cannot read.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ class AffinityFunction(torch.autograd.Function):
     """Saves query and key."""
 
     @staticmethod
-    def forward(ctx, query, key, wall):
-        ctx.wall = wall
+    def forward(ctx, query, key, backend):
+        ctx.backend = backend
         ctx.save_for_backward(query, key)
-        return overload(wall, "criss_cross_affinity")(query, key)
+        return overload(backend, "criss_cross_affinity")(query, key)
 
     @staticmethod
     def backward(ctx, grad_affinity):
         if differentiates_formula(grad_affinity):
             return *reference_backward(reference.affinities, ctx.saved_tensors, grad_affinity), None
         needs = _needs(ctx.needs_input_grad[:2])
-        grads = overload(ctx.wall, "criss_cross_affinity_backward")(grad_affinity, *ctx.saved_tensors, needs)
+        grads = overload(ctx.backend, "criss_cross_affinity_backward")(grad_affinity, *ctx.saved_tensors, needs)
         return *_wanted(grads, needs), None
 
 
@@ -138,10 +138,10 @@ class AggregateFunction(torch.autograd.Function):
     """Saves affinity and value."""
 
     @staticmethod
-    def forward(ctx, affinity, value, wall):
-        ctx.wall = wall
+    def forward(ctx, affinity, value, backend):
+        ctx.backend = backend
         ctx.save_for_backward(affinity, value)
-        return overload(wall, "criss_cross_aggregate")(affinity, value)
+        return overload(backend, "criss_cross_aggregate")(affinity, value)
 
     @staticmethod
     def backward(ctx, grad_out):
@@ -149,7 +149,7 @@ class AggregateFunction(torch.autograd.Function):
             return *reference_backward(reference.aggregated, ctx.saved_tensors, grad_out), None
         wants_affinity, wants_value = ctx.needs_input_grad[:2]
         needs = NEEDS_AFFINITY * wants_affinity | NEEDS_VALUE * wants_value
-        grad_affinity, grad_value = overload(ctx.wall, "criss_cross_aggregate_backward")(
+        grad_affinity, grad_value = overload(ctx.backend, "criss_cross_aggregate_backward")(
             grad_out, *ctx.saved_tensors, needs
         )
         return grad_affinity if wants_affinity else None, grad_value if wants_value else None, None
@@ -159,9 +159,9 @@ class AttentionFunction(torch.autograd.Function):
     """Saves query, key, value, out and the log-sum-exp of each pixel's energies; the backward recomputes the rest."""
 
     @staticmethod
-    def forward(ctx, query, key, value, wall):
-        out, log_sum_exp = overload(wall, "criss_cross_attention")(query, key, value)
-        ctx.wall = wall
+    def forward(ctx, query, key, value, backend):
+        out, log_sum_exp = overload(backend, "criss_cross_attention")(query, key, value)
+        ctx.backend = backend
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, key, value, out, log_sum_exp)
         return out
@@ -174,26 +174,26 @@ class AttentionFunction(torch.autograd.Function):
         if differentiates_formula(grad_out):
             return *reference_backward(reference.attended, (query, key, value), grad_out), None
         needs = _needs(ctx.needs_input_grad[:3])
-        grads = overload(ctx.wall, "criss_cross_attention_backward")(
+        grads = overload(ctx.backend, "criss_cross_attention_backward")(
             grad_out, query, key, value, out, log_sum_exp, needs
         )
         return *_wanted(grads, needs), None
 
 
-def run_affinity(wall: str, query: Tensor, key: Tensor) -> Tensor:
-    """criss_cross_affinity on a wall of kernels, recorded where autograd wants it; so the two below."""
+def run_affinity(backend: str, query: Tensor, key: Tensor) -> Tensor:
+    """criss_cross_affinity on a backend of kernels, recorded where autograd wants it; so the two below."""
     if needs_grad(query, key):
-        return AffinityFunction.apply(*distinct(query, key), wall)
-    return overload(wall, "criss_cross_affinity")(query, key)
+        return AffinityFunction.apply(*distinct(query, key), backend)
+    return overload(backend, "criss_cross_affinity")(query, key)
 
 
-def run_aggregate(wall: str, affinity: Tensor, value: Tensor) -> Tensor:
+def run_aggregate(backend: str, affinity: Tensor, value: Tensor) -> Tensor:
     if needs_grad(affinity, value):
-        return AggregateFunction.apply(*distinct(affinity, value), wall)
-    return overload(wall, "criss_cross_aggregate")(affinity, value)
+        return AggregateFunction.apply(*distinct(affinity, value), backend)
+    return overload(backend, "criss_cross_aggregate")(affinity, value)
 
 
-def run_attention(wall: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def run_attention(backend: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if needs_grad(query, key, value):
-        return AttentionFunction.apply(*distinct(query, key, value), wall)
-    return overload(wall, "criss_cross_attention")(query, key, value)[0]
+        return AttentionFunction.apply(*distinct(query, key, value), backend)
+    return overload(backend, "criss_cross_attention")(query, key, value)[0]

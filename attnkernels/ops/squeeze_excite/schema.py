@@ -118,14 +118,14 @@ class SqueezeExciteFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
-        activation, gate, output_activation, wall,
+        activation, gate, output_activation, backend,
     ):  # fmt: skip
-        y, saved = overload(wall, "squeeze_excite")(
+        y, saved = overload(backend, "squeeze_excite")(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
             ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation],
         )  # fmt: skip
         ctx.set_materialize_grads(False)
-        ctx.activation, ctx.gate, ctx.output_activation, ctx.wall = activation, gate, output_activation, wall
+        ctx.activation, ctx.gate, ctx.output_activation, ctx.backend = activation, gate, output_activation, backend
         ctx.biases = Unsaved(reduce_bias, expand_bias)
         ctx.save_for_backward(x, reduce_weight, expand_weight, y if output_activation else None, saved)
         return y
@@ -144,7 +144,7 @@ class SqueezeExciteFunction(torch.autograd.Function):
             needs |= NEEDS_RESIDUAL
         grads: list[Tensor | None] = [None] * 6
         if needs:
-            grad_x, grad_residual, *grad_weights = overload(ctx.wall, "squeeze_excite_backward")(
+            grad_x, grad_residual, *grad_weights = overload(ctx.backend, "squeeze_excite_backward")(
                 grad_y, x, y, reduce_weight, reduce_bias, expand_weight, expand_bias, saved,
                 ACTIVATION[ctx.activation], GATE[ctx.gate], OUTPUT_ACTIVATION[ctx.output_activation], needs,
             )  # fmt: skip
@@ -155,18 +155,18 @@ class SqueezeExciteFunction(torch.autograd.Function):
 
 
 def run(
-    wall: str, tensors: Sequence[Tensor | None], activation: str, gate: str, output_activation: str | None
+    backend: str, tensors: Sequence[Tensor | None], activation: str, gate: str, output_activation: str | None
 ) -> Tensor:
-    """squeeze_excite on a wall of kernels, recorded where autograd wants it.
+    """squeeze_excite on a backend of kernels, recorded where autograd wants it.
 
     Args:
-        wall: the wall.
+        backend: the backend.
         tensors: x, reduce_weight, reduce_bias, expand_weight, expand_bias and residual.
         activation, gate, output_activation: names, as of the public function.
     """
     if _grad_enabled() and needs_grad(*tensors):
-        return SqueezeExciteFunction.apply(*distinct(*tensors), activation, gate, output_activation, wall)
-    return overload(wall, "squeeze_excite")(
+        return SqueezeExciteFunction.apply(*distinct(*tensors), activation, gate, output_activation, backend)
+    return overload(backend, "squeeze_excite")(
         *tensors, ACTIVATION[activation], GATE[gate], OUTPUT_ACTIVATION[output_activation]
     )[0]
 

@@ -113,9 +113,9 @@ class PooledSumFunction(torch.autograd.Function):
     """Saves nothing; the gradient of every branch is one [N, C] tensor, expanded."""
 
     @staticmethod
-    def forward(ctx, wall, *branches):
+    def forward(ctx, backend, *branches):
         ctx.shape = branches[0].shape
-        return overload(wall, "pooled_sum")(listed(branches))
+        return overload(backend, "pooled_sum")(listed(branches))
 
     @staticmethod
     def backward(ctx, grad_pooled):
@@ -127,11 +127,11 @@ class SelectBranchesFunction(torch.autograd.Function):
     """Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
-    def forward(ctx, wall, logits, *branches):
+    def forward(ctx, backend, logits, *branches):
         one_by_one = listed(branches)
-        y, weights = overload(wall, "select_branches")(one_by_one, logits)
+        y, weights = overload(backend, "select_branches")(one_by_one, logits)
         ctx.set_materialize_grads(False)
-        ctx.wall, ctx.channels_last = wall, is_channels_last(one_by_one[0])
+        ctx.backend, ctx.channels_last = backend, is_channels_last(one_by_one[0])
         ctx.logits = Unsaved(logits)
         ctx.save_for_backward(weights, *branches)
         return y
@@ -148,9 +148,9 @@ class SelectBranchesFunction(torch.autograd.Function):
         grad_logits = None
         grad_branches = [None] * len(branches)
         if wants_logits:
-            grad_logits = overload(ctx.wall, "select_branches_grad_logits")(grad_y, listed(branches), weights)
+            grad_logits = overload(ctx.backend, "select_branches_grad_logits")(grad_y, listed(branches), weights)
         if any(wanted):
-            grad_branches = overload(ctx.wall, "select_branches_grad_branches")(
+            grad_branches = overload(ctx.backend, "select_branches_grad_branches")(
                 grad_y, weights, None, branches[0].dim() == 5, ctx.channels_last, _needs(wanted)
             )
         return None, grad_logits, *(grad if want else None for grad, want in zip(grad_branches, wanted, strict=True))
@@ -168,12 +168,12 @@ class OpenFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, wall, *branches):
+    def forward(ctx, backend, *branches):
         one_by_one = listed(branches)
         x, count = one_by_one[0], len(one_by_one)
         ctx.set_materialize_grads(False)
-        ctx.wall, ctx.shape, ctx.channels_last = wall, branches[0].shape, is_channels_last(x)
-        pooled = overload(wall, "pooled_sum")(one_by_one)
+        ctx.backend, ctx.shape, ctx.channels_last = backend, branches[0].shape, is_channels_last(x)
+        pooled = overload(backend, "pooled_sum")(one_by_one)
         # Of the right shapes at the least cost in time and memory: another view of a branch, and a few numbers.
         samples, channels, _, _ = x.shape
         weights_slot = x.new_empty((samples, count, channels), dtype=accumulation_dtype(x.dtype))
@@ -190,7 +190,7 @@ class OpenFunction(torch.autograd.Function):
             grads = _reference_grad_branches(grad_y, weights, grad_pooled)
             grads = [torch.stack(grads, 1)] if stacked else grads
         else:
-            grads = overload(ctx.wall, "select_branches_grad_branches")(
+            grads = overload(ctx.backend, "select_branches_grad_branches")(
                 grad_y, weights, grad_pooled, stacked, ctx.channels_last, _needs(wanted)
             )
         return None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
@@ -200,9 +200,9 @@ class CloseFunction(torch.autograd.Function):
     """select_branches after OpenFunction (which see). Saves the branches and the weights [N, M, C]."""
 
     @staticmethod
-    def forward(ctx, wall, grad_y_slot, weights_slot, logits, *branches):
-        y, weights = overload(wall, "select_branches")(listed(branches), logits)
-        ctx.wall = wall
+    def forward(ctx, backend, grad_y_slot, weights_slot, logits, *branches):
+        y, weights = overload(backend, "select_branches")(listed(branches), logits)
+        ctx.backend = backend
         ctx.set_materialize_grads(False)
         ctx.logits = Unsaved(logits)
         ctx.save_for_backward(weights, *branches)
@@ -220,7 +220,7 @@ class CloseFunction(torch.autograd.Function):
                 grad_logits = reference_backward(_reference_select, (logits, *branches), grad_y)[0]
             weights = torch.softmax(logits.to(weights.dtype), 1)
         elif ctx.needs_input_grad[3]:
-            grad_logits = overload(ctx.wall, "select_branches_grad_logits")(grad_y, listed(branches), weights)
+            grad_logits = overload(ctx.backend, "select_branches_grad_logits")(grad_y, listed(branches), weights)
         return None, grad_y, weights, grad_logits, *(None for _ in branches)
 
 
@@ -235,25 +235,25 @@ def _reference_grad_branches(grad_y: Tensor, weights: Tensor, grad_pooled: Tenso
     return grads
 
 
-def run_pooled_sum(wall: str, branches: Sequence[Tensor]) -> Tensor:
-    """pooled_sum on a wall of kernels, recorded where autograd wants it; `branches` as of `checked_branches`."""
+def run_pooled_sum(backend: str, branches: Sequence[Tensor]) -> Tensor:
+    """pooled_sum on a backend of kernels, recorded where autograd wants it; `branches` as of `checked_branches`."""
     if needs_grad(*branches):
-        return PooledSumFunction.apply(wall, *distinct(*branches))
-    return overload(wall, "pooled_sum")(listed(branches))
+        return PooledSumFunction.apply(backend, *distinct(*branches))
+    return overload(backend, "pooled_sum")(listed(branches))
 
 
-def run_select_branches(wall: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
+def run_select_branches(backend: str, branches: Sequence[Tensor], logits: Tensor) -> Tensor:
     """The same for select_branches."""
     if needs_grad(logits, *branches):
-        return SelectBranchesFunction.apply(wall, *distinct(logits, *branches))
-    return overload(wall, "select_branches")(listed(branches), logits)[0]
+        return SelectBranchesFunction.apply(backend, *distinct(logits, *branches))
+    return overload(backend, "select_branches")(listed(branches), logits)[0]
 
 
-def run_open(wall: str, branches: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def run_open(backend: str, branches: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The same for selective_kernel's first half; returns pooled, and the second half, a function of the logits."""
     if not needs_grad(*branches):
-        pooled = overload(wall, "pooled_sum")(listed(branches))
-        return pooled, lambda logits: run_select_branches(wall, branches, logits)
+        pooled = overload(backend, "pooled_sum")(listed(branches))
+        return pooled, lambda logits: run_select_branches(backend, branches, logits)
     branches = distinct(*branches)
-    pooled, *slots = OpenFunction.apply(wall, *branches)
-    return pooled, lambda logits: CloseFunction.apply(wall, *slots, logits, *branches)
+    pooled, *slots = OpenFunction.apply(backend, *branches)
+    return pooled, lambda logits: CloseFunction.apply(backend, *slots, logits, *branches)

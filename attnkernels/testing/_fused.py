@@ -6,12 +6,12 @@ import attnkernels
 from attnkernels import _load
 
 
-def walls() -> list[tuple[str, str]]:
-    """(backend, device) of every fused wall that can run here."""
+def fused_backends() -> list[tuple[str, str]]:
+    """(backend, device) of every fused backend that can run here."""
     found = []
     if _load.is_loaded("cpu"):
         found.append(("cpu", "cpu"))
     if _load.is_loaded("emulated"):
         found.append(("emulated", "cpu"))
-    found += [(wall, "cuda") for wall in attnkernels.available_backends() if wall in ("cuda", "triton")]
+    found += [(backend, "cuda") for backend in attnkernels.available_backends() if backend in ("cuda", "triton")]
     return found

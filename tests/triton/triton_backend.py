@@ -27,8 +27,8 @@ _numbers = itertools.count()
 def let_cpu_tensors_in() -> None:
     """ttsem's CUDA tensors are CPU tensors to the dispatcher: send them where the real ones go."""
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    for (wall, name), overload in _registry._overloads.items():
-        if wall == "triton":
+    for (backend, name), overload in _registry._overloads.items():
+        if backend == "triton":
             torch.library.impl(f"attnkernels_triton::{name}", "CPU", functools.partial(overload.redispatch, cuda))
 
 
