@@ -32,8 +32,8 @@ def chosen(x, backend: str, tensors) -> str:
 
 
 def agree(x, backend: str = "auto", tensors=(), plain: bool = False) -> None:
-    chosen = backends.plain_backend(x, backend, (x, *tensors))
-    assert chosen == (chosen(x, backend, tensors) if plain else "")
+    found = backends.plain_backend(x, backend, (x, *tensors))
+    assert found == (chosen(x, backend, tensors) if plain else "")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ WITHOUT_ROWS = {
     "in_float64": "takes whatever map_tensors does",
     "tensors_of": "takes whatever map_tensors does",
     "uninitialized_is_nan": "takes nothing",
-    "backends": "takes nothing",
+    "fused_backends": "takes nothing",
     "OpCase": "data; make is what is called",
     "Tolerance": "data",
     "Placement": "takes the offsets that `places` made",
