@@ -87,6 +87,9 @@ class use_backend:
     with use_reentrant=False; the reentrant kind knows nothing of the forward but its inputs, and takes the backend that
     is asked for around the backward.
 
+    Before PyTorch 2.14, torch.compile cannot tell contexts apart: a compiled call takes the backend of the block that
+    the process entered last, in whichever thread.
+
     Args:
         name: "auto", "cpu", "cuda", "triton" or "reference".
 

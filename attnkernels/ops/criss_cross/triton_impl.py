@@ -147,7 +147,7 @@ def _attention_launch(call: Call, place: Place) -> Launch:
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_attention` (schema.py has its schema): out and log_sum_exp."""
     channels_last = _is_channels_last(value)
-    query, key, value = _as_channels_last(query), _as_channels_last(key), _as_channels_last(value)
+    query, key, value = map(_as_channels_last, (query, key, value))
     call = _call(query, value, key)
     places = _places(call.extent)
     accumulation = accumulation_dtype(value.dtype)
@@ -208,13 +208,7 @@ def criss_cross_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `criss_cross_attention_backward`; `needs` is a sum of the NEEDS_ bits."""
     channels_last = _is_channels_last(value)
-    grad_out, query, key, value, out = (
-        _as_channels_last(grad_out),
-        _as_channels_last(query),
-        _as_channels_last(key),
-        _as_channels_last(value),
-        _as_channels_last(out),
-    )
+    grad_out, query, key, value, out = map(_as_channels_last, (grad_out, query, key, value, out))
     log_sum_exp = log_sum_exp.contiguous()
     call = _call(query, value, key, grad_out, out, log_sum_exp)
     places = _places(call.extent)
