@@ -15,8 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,9 @@ from torch.overrides import has_torch_function
 from . import _forced, _load
 from ._messages import not_among
 
+if TYPE_CHECKING:
+    from .ops._op import Op
+
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_BACKENDS = ("cuda", "triton")  # best first, where an op does not say otherwise
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -35,28 +37,7 @@ PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operato
 transforms_active = torch._C._are_functorch_transforms_active
 
 
-@dataclass(frozen=True)
-class Operator:
-    """What the machinery knows of a public function.
-
-    Attributes:
-        function: the public function.
-        example: returns `(args, kwargs)` of a small call on a device, for `info`.
-    """
-
-    function: Callable[..., Tensor]
-    example: Callable[[str], tuple[tuple, dict]]
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__
-
-
-OPERATORS: dict[str, Operator] = {}
-
-
-def register(operator: Operator) -> None:
-    OPERATORS[operator.name] = operator
+OPS: dict[str, Op] = {}  # by the name of their public function
 
 
 def checked(name: Any, where: str) -> str:
@@ -367,7 +348,7 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
         ValueError: no such op.
     """
     if op is not None:
-        operator_of(op, "available_backends")
+        op_of(op, "available_backends")
     backends = []
     if torch.cuda.is_available():
         gpu = torch.device("cuda", torch.cuda.current_device())
@@ -377,42 +358,42 @@ def available_backends(op: str | None = None) -> tuple[str, ...]:
     return (*backends, "reference")
 
 
-def operator_of(op: Any, where: str) -> Operator:
-    """The operator of that name.
+def op_of(op: Any, where: str) -> Op:
+    """The op of that name.
 
     Raises:
         TypeError, ValueError: no such op.
     """
-    if isinstance(op, str) and op in OPERATORS:
-        return OPERATORS[op]
-    names = sorted(OPERATORS)
+    if isinstance(op, str) and op in OPS:
+        return OPS[op]
+    names = sorted(OPS)
     raise not_among(f"{where}: op", op, names, f"one of {', '.join(names)}", 0.6)
 
 
 def plan(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[str, str]:
     """The backend that a call would take, and why."""
-    operator = operator_of(op, "backend_of")
+    found = op_of(op, "backend_of")
     question = _Question(checked(backend, f"{op}: backend"))
     try:
-        operator.function(*args, backend=question, **kwargs)
+        found.function(*args, backend=question, **kwargs)
     except _Answer as answer:
         return answer.args
     except TypeError:
-        _check_call(operator, args, kwargs)
+        _check_call(found, args, kwargs)
         raise
     raise AssertionError(f"{op} chose no backend")
 
 
-def _check_call(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None:
+def _check_call(op: Op, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise where a function does not take so many arguments, or none of these names."""
-    signature = inspect.signature(operator.function)
+    signature = inspect.signature(op.function)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
         names = inspect.Signature(bare)
         got = str(error).removeprefix("got ")
-        raise TypeError(f"backend_of: *args, **kwargs: expected those of {operator.name}{names}, got {got}") from None
+        raise TypeError(f"backend_of: *args, **kwargs: expected those of {op.name}{names}, got {got}") from None
 
 
 def backend_of(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> str:

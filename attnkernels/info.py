@@ -62,10 +62,10 @@ def collect() -> dict[str, Any]:
         gpus.append({"name": properties.name, "capability": f"{properties.major}.{properties.minor}"})
     devices = ["cpu"] + (["cuda"] if gpus else [])
     operators = {}
-    for name, operator in sorted(backends.OPERATORS.items()):
+    for name, op in sorted(backends.OPS.items()):
         operators[name] = {}
         for device in devices:
-            args, kwargs = operator.example(device)
+            args, kwargs = op.example(device)
             try:
                 backend, reason = backends.plan(name, *args, **kwargs)
             except ValueError as error:  # a backend that is forced and cannot run here

@@ -138,7 +138,7 @@ def test_a_compiled_function_may_enter_a_context():
 
 
 def test_available_backends_end_with_the_reference():
-    for op in (None, *backends.OPERATORS):
+    for op in (None, *backends.OPS):
         assert attnkernels.available_backends(op)[-1] == "reference"
 
 

@@ -167,4 +167,4 @@ def test_every_room_has_its_fused_and_cases():
         for pattern in (f"{name}*.cuh", f"{name}*.cu", f"{name}_cuda.cpp", f"{name}_cpu.cpp"):
             assert list((csrc / name).glob(pattern)), f"{name} lacks csrc/{name}/{pattern}"
         assert (package / "testing" / "cases" / f"{name}.py").exists(), f"{name} lacks its cases"
-    assert set(testing.CASES) == set(attnkernels.backends.OPERATORS) == set(attnkernels.ops.__all__)
+    assert set(testing.CASES) == set(attnkernels.backends.OPS) == set(attnkernels.ops.__all__)

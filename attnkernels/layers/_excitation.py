@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops.squeeze_excite.checks import check
-from ..ops.squeeze_excite.schema import ACTIVATION, GATE, run
+from ..ops.squeeze_excite.checks import ACTIVATIONS, GATES, check
+from ..ops.squeeze_excite.schema import SQUEEZE_EXCITE
 from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ._guard import cache, match
 
@@ -40,9 +40,9 @@ class Excitation(NamedTuple):
         """Where the methods are that must not change, for a guard."""
         return [(method_owner(method, type(module)).__dict__, method) for method in self.methods]
 
-    def codes(self) -> tuple[int, int]:
-        """The integers by which the operators know activation and gate."""
-        return ACTIVATION[self.activation], GATE[self.gate]
+    def integers(self, output_activation: str | None = None) -> tuple[int, ...]:
+        """The integers by which the operators know activation, gate and what comes last."""
+        return SQUEEZE_EXCITE.integers((self.activation, self.gate, output_activation))
 
 
 def excitation(
@@ -74,21 +74,21 @@ def excitation(
         if weights is None:
             return _not_bare(reduce, reduce_layer, "a 1x1 convolution or a fully connected layer")
         reduce_weight, reduce_bias = weights
-        activation_name = _pointwise(children.get(activation), ACTIVATION)
+        activation_name = _pointwise(children.get(activation), ACTIVATIONS)
         if activation_name is None:
             return _not_bare(activation, children.get(activation), "ReLU or SiLU")
     expand_layer = children.get(expand)
     weights = affine(expand_layer)
     if weights is None:
         return _not_bare(expand, expand_layer, "a 1x1 convolution or a fully connected layer")
-    gate_name = _pointwise(children.get(gate), GATE)
+    gate_name = _pointwise(children.get(gate), GATES)
     if gate_name is None:
         return _not_bare(gate, children.get(gate), "a sigmoid or hard sigmoid")
     weights = (reduce_weight, reduce_bias, *weights)
     return Excitation((reduce_layer, expand_layer), weights, activation_name, gate_name, own, methods)
 
 
-def _pointwise(child: nn.Module | None, known: dict[str, int]) -> str | None:
+def _pointwise(child: nn.Module | None, known: tuple[str, ...]) -> str | None:
     if child is None or not is_bare(child):
         return None
     name = pointwise_name(child.__class__)
@@ -111,8 +111,8 @@ def excited(module: nn.Module, x: Tensor) -> Tensor | None:
     try:
         tensors = (x, *guard.tensors(), None)
         if backend != "cpu":  # whose operator checks as the function does
-            check(*tensors[:5], *guard.arguments[:2], None, None)
-        return run(backend, tensors, *guard.arguments)
+            check(*tensors, *guard.arguments)
+        return SQUEEZE_EXCITE.run(backend, tensors, guard.arguments)
     except (RuntimeError, LookupError, TypeError, ValueError):
         return None  # considered by name, the call says what is wrong, or does without
 

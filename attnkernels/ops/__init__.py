@@ -1,15 +1,12 @@
 """The functions, one package per op; re-exported at the top level."""
 
-from .criss_cross import criss_cross_affinity, criss_cross_aggregate, criss_cross_attention
-from .selective_kernel import pooled_sum, select_branches, selective_kernel
-from .squeeze_excite import squeeze_excite
+from ..backends import OPS
+from .criss_cross import criss_cross_affinity as criss_cross_affinity
+from .criss_cross import criss_cross_aggregate as criss_cross_aggregate
+from .criss_cross import criss_cross_attention as criss_cross_attention
+from .selective_kernel import pooled_sum as pooled_sum
+from .selective_kernel import select_branches as select_branches
+from .selective_kernel import selective_kernel as selective_kernel
+from .squeeze_excite import squeeze_excite as squeeze_excite
 
-__all__ = [
-    "criss_cross_affinity",
-    "criss_cross_aggregate",
-    "criss_cross_attention",
-    "pooled_sum",
-    "select_branches",
-    "selective_kernel",
-    "squeeze_excite",
-]
+__all__ = sorted(OPS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ def needs_grad(*tensors: Tensor | None) -> bool:
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def needs_bits(wanted: Iterable[bool]) -> int:
+    """`needs` as the backward operators take it: bit i says whether the gradient of input i is wanted."""
+    bits = 0
+    for i, want in enumerate(wanted):  # a loop, not sum() of a generator: this runs in every backward
+        if want:
+            bits |= 1 << i
+    return bits
 
 
 def distinct(*tensors: Tensor | None) -> Sequence[Tensor | None]:

@@ -1,4 +1,4 @@
-"""Operator schemas, their shape functions, and the backends that implement them.
+"""Operators: their schemas, their shape functions, and the backends that implement them.
 
 One schema serves every backend. It is defined in three namespaces:
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ _NAMESPACE = {
     "emulated": "attnkernels_emulated",
 }
 NAMESPACES = tuple(dict.fromkeys(_NAMESPACE.values()))
-_overloads: dict[tuple[str, str], Any] = {}
+Shape = Sequence[int]
+OPERATORS: dict[str, Operator] = {}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,32 +34,58 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def define(name: str, schema: str, fake: Callable[..., Any], triton: str) -> None:
-    """Define one operator in every namespace.
+def no_flops(*shapes: Any, **out: Any) -> int:
+    """Sums and scalings alone, which are not counted."""
+    return 0
 
-    Args:
+
+class Operator:
+    """An operator, defined in every namespace.
+
+    Its Triton launcher is the function of its name in `triton_impl`, beside the module that has its shape function.
+
+    Attributes:
         name: the operator's name, without namespace.
-        schema: argument list and result, as in `torch.library.define`.
-        fake: shape function, the same for every backend; it need not look at the devices.
-        triton: "module:function" of the Triton launcher, imported at its first call.
+        on: what to call, by backend.
+        flops: counts floating-point operations, as torch.utils.flop_counter.register_flop_formula wants it.
+        arguments: the names of its arguments, those of the tensors first.
+        tensors: how many of the arguments are tensors.
+        results: the names of its results.
     """
-    first = re.match(r"\(Tensor(?:\[\])? (\w+)", schema)[1]
 
-    @functools.wraps(fake)
-    def on_one_device(*arguments: Any) -> Any:
-        check_devices(name, first, *arguments)
-        return fake(*arguments)
+    def __init__(self, schema: str, fake: Callable[..., Any], flops: Callable[..., int] = no_flops) -> None:
+        """Define it.
 
-    for namespace in NAMESPACES:
-        qualified = f"{namespace}::{name}"
-        torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, on_one_device)
-    launcher = _imported_at_first_call(triton)
-    torch.library.impl(f"attnkernels_triton::{name}", "CUDA", launcher)
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{name}", "CUDA"):
-        torch.library.impl(f"attnkernels::{name}", "CUDA", launcher)
-    for backend, namespace in _NAMESPACE.items():
-        _overloads[backend, name] = getattr(getattr(torch.ops, namespace), name).default
+        Args:
+            schema: name, arguments and named results, as in `torch.library.define`.
+            fake: shape function, the same for every backend; it need not look at the devices.
+            flops: as above.
+        """
+        self.name, signature = re.match(r"(\w+)(\(.*)", schema, re.DOTALL).groups()
+        self.flops = flops
+
+        @functools.wraps(fake)
+        def on_one_device(*arguments: Any) -> Any:
+            check_devices(self.name, self.arguments[0], *arguments)
+            return fake(*arguments)
+
+        launcher = _imported_at_first_call(fake.__module__.rpartition(".")[0] + ".triton_impl", self.name)
+        for namespace in NAMESPACES:
+            qualified = f"{namespace}::{self.name}"
+            torch.library.define(qualified, signature, tags=(torch.Tag.pt2_compliant_tag,))
+            torch.library.register_fake(qualified, on_one_device)
+        torch.library.impl(f"attnkernels_triton::{self.name}", "CUDA", launcher)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{self.name}", "CUDA"):
+            torch.library.impl(f"attnkernels::{self.name}", "CUDA", launcher)
+        self.on = {
+            backend: getattr(getattr(torch.ops, namespace), self.name).default
+            for backend, namespace in _NAMESPACE.items()
+        }
+        parsed = self.on["cpu"]._schema
+        self.arguments = tuple(argument.name for argument in parsed.arguments)
+        self.tensors = sum("Tensor" in str(argument.type) for argument in parsed.arguments)
+        self.results = tuple(result.name for result in parsed.returns)
+        OPERATORS[self.name] = self
 
 
 def check_devices(name: str, first: str, *arguments: Any) -> None:
@@ -76,9 +103,7 @@ def check_devices(name: str, first: str, *arguments: Any) -> None:
             raise RuntimeError(f"{name}: expected all tensors on {devices[0]}, as {first}, got one on {device}")
 
 
-def _imported_at_first_call(path: str) -> Callable[..., Any]:
-    module, function = path.split(":")
-
+def _imported_at_first_call(module: str, function: str) -> Callable[..., Any]:
     def launcher(*args: Any) -> Any:
         return getattr(importlib.import_module(module), function)(*args)
 
@@ -87,4 +112,4 @@ def _imported_at_first_call(path: str) -> Callable[..., Any]:
 
 def overload(backend: str, name: str) -> Any:
     """The operator `name` of a backend, callable."""
-    return _overloads[backend, name]
+    return OPERATORS[name].on[backend]

@@ -19,7 +19,7 @@ from ..layers import _guard
 from ..layers._excitation import OP, Excitation
 from ..layers._fusing import has_its, is_bare, method_owner, must_run_eager, pointwise_name, qualified_name
 from ..layers._guard import Guard
-from ..ops.squeeze_excite.schema import NORM_ACTIVATION, OUTPUT_ACTIVATION
+from ..ops.squeeze_excite.schema import NORM_ACTIVATION
 from ._adapter import Adapter, fingerprint
 from ._dispatch import FLAG, backend_of, is_served
 from ._excitation import excitation_inside, keep_only_if_patched
@@ -167,7 +167,7 @@ def _cache(
     modes = (norm, *watched)
     if any(module.training for module in modes):
         return None
-    codes = (NORM_ACTIVATION[found.norm_activation], *found.excitation.codes(), OUTPUT_ACTIVATION[output_activation])
+    codes = (NORM_ACTIVATION[found.norm_activation], *found.excitation.integers(output_activation))
     guard = _guard.cache(
         block,
         [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],

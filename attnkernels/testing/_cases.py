@@ -145,7 +145,7 @@ def run(op: str, args: tuple, kwargs: dict, backend: str = "reference") -> Tenso
 
 
 def _check_call(where: str, op: str, args: tuple, kwargs: dict, backend: str) -> None:
-    backends.operator_of(op, where)
+    backends.op_of(op, where)
     if not isinstance(args, (tuple, list)):
         _checks.fail(where, "args", "a tuple of positional arguments", _checks.shown(args), TypeError)
     if not isinstance(kwargs, dict):

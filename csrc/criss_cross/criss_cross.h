@@ -5,7 +5,9 @@
 namespace attnkernels::criss_cross {
 
 // attnkernels/ops/criss_cross/schema.py has the same values.
-enum Needs : int { kNeedsQuery = 1, kNeedsKey = 2, kNeedsAffinity = 1, kNeedsValue = 4 };
+// Bit i of `needs` stands for input i of the forward.
+enum Needs : int { kNeedsQuery = 1, kNeedsKey = 2, kNeedsValue = 4 };
+enum AggregateNeeds : int { kNeedsAffinity = 1, kNeedsAggregated = 2 };
 
 // Feature maps are dense in one layout: [N, C, D, H, W] or, channels_last, [N, D, H, W, C]. Maps of two dimensions have
 // D = 1; the affinity functions take only those, their affinity being such a map with height + width - 1 channels.

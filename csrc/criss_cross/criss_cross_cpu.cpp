@@ -316,7 +316,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   const Tensor dense_grad = channels_last_map(grad_out), dense_affinity = channels_last_map(affinity),
                dense_value = channels_last_map(value);
   Tensor grad_affinity = allocate_gradient(needs & kNeedsAffinity, affinity, true),
-         grad_value = allocate_gradient(needs & kNeedsValue, value, true);
+         grad_value = allocate_gradient(needs & kNeedsAggregated, value, true);
   cpu::dispatch("criss_cross", value.scalar_type(), [&]<class T>(T) {
     using acc_t = Accumulator<T>;
     const int64_t size = shape.value_channels * shape.pixels(), weights = shape.affinity_channels() * shape.pixels();

@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor> aggregate_backward(const Tensor& grad_out, const Tens
   const DeviceGuard guard(value.get_device_index());
   const auto [dense_grad, last_affinity, dense_value] = dense_maps(op, grad_out, affinity, value);
   const Map grad_affinity(affinity.sizes(), affinity, shape, Sums::kNone, needs & kNeedsAffinity),
-      grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsValue);
+      grad_value(value.sizes(), value, shape, Sums::kPartial, needs & kNeedsAggregated);
   check_launch(op, criss_cross::aggregate_backward(data_type(op, value),
                                                    {.shape = shape,
                                                     .grad_out = dense_grad.const_data_ptr(),

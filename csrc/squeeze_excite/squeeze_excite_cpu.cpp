@@ -6,16 +6,14 @@
 #include <utility>
 #include <vector>
 
-#include "common/binding.h"
 #include "common/cpu_work.h"
+#include "squeeze_excite/squeeze_excite_binding.h"
 
 #define SIMD_FILE "squeeze_excite/squeeze_excite_simd.h"
 #include "common/simd_foreach.h"
 
 namespace attnkernels::squeeze_excite {
 namespace {
-
-using Optional = std::optional<Tensor>;
 
 template <class T>
 const T* input(const Optional& x) {
@@ -27,53 +25,12 @@ T* output(const Optional& x) {
   return x ? static_cast<T*>(x->mutable_data_ptr()) : nullptr;
 }
 
-// ---- what is computed: all that the public function accepts, which comes here first and explains a refusal afterwards
-
-void check_matrix(const char* name, const Tensor& weight, const Tensor& x, int64_t rows, int64_t columns) {
-  const bool of_convolution = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
-  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.is_cpu() && (weight.dim() == 2 || of_convolution) &&
-                      weight.size(0) == rows && weight.size(1) == columns,
-                  "squeeze_excite: ", name, ": expected ", rows, " x ", columns, " numbers of x's dtype on the CPU");
-}
-void check_vector(const char* name, const Optional& bias, const Tensor& x, int64_t length) {
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == x.scalar_type() && bias->is_cpu() && bias->dim() == 1 &&
-                            bias->size(0) == length),
-                  "squeeze_excite: ", name, ": expected ", length, " numbers of x's dtype on the CPU");
-}
-void check_map(const char* name, const Tensor& map, const Tensor& x) {
-  STD_TORCH_CHECK(map.scalar_type() == x.scalar_type() && map.is_cpu() && same_shape(map, x), "squeeze_excite: ", name,
-                  ": expected shape, dtype and device of x");
-}
-
-// The checked, contiguous parameters and the shape of a call.
-struct Call {
-  Call(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias, const Tensor& expand_weight,
-       const Optional& expand_bias, int64_t activation, int64_t gate, int64_t output_activation)
-      : channels_last(is_channels_last(x)),
-        single_layer(!reduce_weight),
-        reduce_weight(attnkernels::contiguous(reduce_weight)),
-        reduce_bias(attnkernels::contiguous(reduce_bias)),
-        expand_weight(attnkernels::contiguous(expand_weight)),
-        expand_bias(attnkernels::contiguous(expand_bias)) {
-    STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "squeeze_excite: x: expected [N, C, H, W] on the CPU");
-    STD_TORCH_CHECK(activation >= 0 && activation <= 1 && gate >= 0 && gate <= 1 && output_activation >= 0 &&
-                        output_activation <= 1,
-                    "squeeze_excite: activation, gate, output_activation: expected 0 or 1");
-    const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
-    const int64_t hidden = reduce_weight ? reduce_weight->size(0) : 0;
-    STD_TORCH_CHECK(reduce_weight || !reduce_bias, "squeeze_excite: reduce_bias: expected None without reduce_weight");
-    if (reduce_weight) check_matrix("reduce_weight", *reduce_weight, x, hidden, channels);
-    check_vector("reduce_bias", reduce_bias, x, hidden);
-    check_matrix("expand_weight", expand_weight, x, channels, single_layer ? channels : hidden);
-    check_vector("expand_bias", expand_bias, x, channels);
-    shape = {.samples = x.size(0),
-             .channels = channels,
-             .hidden = hidden,
-             .pixels = pixels,
-             .channels_last = channels_last || pixels == 1,  // one pixel: vectors of channels in either layout
-             .activation = Activation(activation),
-             .gate = Gate(gate),
-             .output_activation = OutputActivation(output_activation)};
+struct Call : CheckedCall {
+  template <class... Arguments>
+  explicit Call(const Tensor& x, const Arguments&... arguments)
+      : CheckedCall(x, arguments...), single_layer(!reduce_weight) {
+    STD_TORCH_CHECK(x.is_cpu(), "squeeze_excite: x: expected a tensor on the CPU");
+    shape.channels_last |= shape.pixels == 1;  // vectors of channels in either layout
   }
 
   template <class T>
@@ -81,12 +38,7 @@ struct Call {
     return {input<T>(reduce_weight), input<T>(reduce_bias), input<T>(expand_weight), input<T>(expand_bias)};
   }
 
-  bool channels_last;  // of the results
   bool single_layer;
-  Optional reduce_weight, reduce_bias;
-  Tensor expand_weight;
-  Optional expand_bias;
-  Shape shape;
 };
 
 // ---- the order of the passes
@@ -290,13 +242,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   const Shape& shape = call.shape;
   const bool relu = shape.output_activation == OutputActivation::kRelu;
-  const ScalarType dtype = x.scalar_type(), sums = accumulation_dtype(dtype);
+  const ScalarType dtype = x.scalar_type();
   check_map("grad_y", grad_y, x);
   STD_TORCH_CHECK(!relu || y, "squeeze_excite: y: expected the output, as output_activation is relu, got None");
   if (relu) check_map("y", *y, x);
-  STD_TORCH_CHECK(
-      saved.scalar_type() == sums && saved.is_cpu() && saved.numel() == shape.samples * shape.saved_columns(),
-      "squeeze_excite: saved: expected ", shape.samples, " x ", shape.saved_columns(), " numbers on the CPU");
+  check_saved(saved, x, shape);
   STD_TORCH_CHECK(!(needs & kNeedsResidual) || relu, "squeeze_excite: needs: grad_residual is grad_y without a ReLU");
   const Tensor dense_grad = as_layout(grad_y, call.channels_last), dense_x = as_layout(x, call.channels_last);
   const Optional dense_y = relu ? Optional(as_layout(*y, call.channels_last)) : std::nullopt;

@@ -30,7 +30,7 @@ CASES = [case for op, names in SHAPES.items() for case in testing.CASES[op] if c
 DTYPES = {torch.float32: (1, 2, 3), torch.bfloat16: OFFSETS, torch.float64: (1,)}
 # So few multiprocessors that a block walks many planes.
 SMALL_DEVICE = {"multiprocessors": 1}
-OPERATORS = {name for _, name in _registry._overloads}
+OPERATORS = set(_registry.OPERATORS)
 # The operators whose sums are in an order that no alignment changes: on a CPU all of them; of the CUDA kernels those
 # where one thread computes a number.
 SAME_BITS = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkernels import squeeze_excite, testing
-from attnkernels.ops.squeeze_excite.schema import ACTIVATION, GATE, NORM_ACTIVATION, OUTPUT_ACTIVATION
+from attnkernels.ops.squeeze_excite.schema import NORM_ACTIVATION, SQUEEZE_EXCITE
 
 from .strategies import DTYPES, SEEDS, check, feature_maps
 
@@ -77,7 +77,7 @@ def test_over_batch_norm(call, layout, activation, affine, seed):
     got = x.clone()
     torch.ops.attnkernels.batch_norm_squeeze_excite_(
         got, *norm, 1e-5, NORM_ACTIVATION[activation], *weights, kwargs["residual"],
-        ACTIVATION[kwargs["activation"]], GATE[kwargs["gate"]], OUTPUT_ACTIVATION[kwargs["output_activation"]],
+        *SQUEEZE_EXCITE.integers((kwargs["activation"], kwargs["gate"], kwargs["output_activation"])),
     )  # fmt: skip
     in_float64 = testing.in_float64
     z = F.batch_norm(in_float64(x), *map(in_float64, norm)) if x.numel() else in_float64(x)

@@ -15,7 +15,7 @@ import torch
 import attnkernels
 from attnkernels import criss_cross_affinity, criss_cross_aggregate, criss_cross_attention, testing
 from attnkernels._load import is_loaded
-from attnkernels.ops.criss_cross import _attention_on_gpu
+from attnkernels.ops.criss_cross.schema import ATTENTION
 
 needs_cpu_library = pytest.mark.skipif(not is_loaded("cpu"), reason="the CPU library was not built")
 SHAPES = [(3, 4), (1, 4), (4, 1), (1, 1), (5, 2), (2, 3, 4), (3, 1, 2), (1, 3, 2), (1, 1, 1)]
@@ -296,4 +296,4 @@ def test_memory_held_and_at_most():
 )
 def test_auto_prefers_on_a_gpu_what_was_measured_to_be_faster(dtype, side, trains, first):
     value = torch.empty(1, 8, side, 4, dtype=dtype, device="meta", requires_grad=trains)
-    assert _attention_on_gpu(value)[0] == first
+    assert ATTENTION.on_gpu(value)[0] == first

@@ -7,8 +7,9 @@ import torch
 from triton_backend import needs_gpu, needs_ttsem, reported, with_bug, without_plans
 
 from attnkernels import testing
-from attnkernels.ops.squeeze_excite import reference, schema, triton_impl
-from attnkernels.ops.squeeze_excite.schema import ACTIVATION, GATE, NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X
+from attnkernels.ops.squeeze_excite import reference, triton_impl
+from attnkernels.ops.squeeze_excite.checks import ACTIVATIONS, GATES
+from attnkernels.ops.squeeze_excite.schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, SQUEEZE_EXCITE
 from attnkernels.testing._cases import Maker
 
 EVERYTHING = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
@@ -35,7 +36,7 @@ def make(dtype=torch.float32, layout="contiguous", shape=(3, 20, 23, 31), hidden
 
 def run(x, parameters, residual, grad_y, needs=EVERYTHING, activation="silu", gate="sigmoid", output_activation="relu"):
     """y, saved and the gradients, by the launchers."""
-    kinds = ACTIVATION[activation], GATE[gate], schema.OUTPUT_ACTIVATION[output_activation]
+    kinds = SQUEEZE_EXCITE.integers((activation, gate, output_activation))
     y, saved = triton_impl.squeeze_excite(x, *parameters, residual, *kinds)
     kept = y if output_activation else None
     grads = triton_impl.squeeze_excite_backward(grad_y, x, kept, *parameters, saved, *kinds, needs)
@@ -74,7 +75,8 @@ def test_many_programs(dtype, layout):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("needs", range(1, EVERYTHING + 1))
+@pytest.mark.parametrize("needs", [x | w | r for x in (0, NEEDS_X) for w in (0, 2, 4, NEEDS_WEIGHTS)
+                                   for r in (0, NEEDS_RESIDUAL) if x | w | r])  # fmt: skip
 def test_only_what_is_needed(needs, layout):
     arguments = make(layout=layout, shape=(2, 5, 6, 7), hidden=3)
     everything, only = run(*arguments)[2], run(*arguments, needs=needs)[2]
@@ -86,8 +88,8 @@ def test_only_what_is_needed(needs, layout):
             assert only[name].shape == (0,)
 
 
-@pytest.mark.parametrize("gate", GATE)
-@pytest.mark.parametrize("activation", ACTIVATION)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [6, None])
 def test_activations(hidden, activation, gate):
     x, parameters, _, grad_y = make(shape=(2, 9, 5, 5), hidden=hidden)

@@ -27,9 +27,9 @@ _numbers = itertools.count()
 def let_cpu_tensors_in() -> None:
     """ttsem's CUDA tensors are CPU tensors to the dispatcher: send them where the real ones go."""
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    for (backend, name), overload in _registry._overloads.items():
-        if backend == "triton":
-            torch.library.impl(f"attnkernels_triton::{name}", "CPU", functools.partial(overload.redispatch, cuda))
+    for name, operator in _registry.OPERATORS.items():
+        redispatch = functools.partial(operator.on["triton"].redispatch, cuda)
+        torch.library.impl(f"attnkernels_triton::{name}", "CPU", redispatch)
 
 
 def with_bug(kernels: ModuleType, tmp_path: pathlib.Path, right: str, wrong: str) -> ModuleType:

@@ -23,9 +23,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._reference import takes_checks
-from .checks import AFFINITY, AGGREGATE, ATTENTION, check_affinity, check_aggregate, check_attention
-
 
 def _accumulated(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -93,24 +90,3 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     for part in parts[1:]:
         out = out + part
     return out.to(value.dtype)
-
-
-def criss_cross_affinity(query: Tensor, key: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_affinity`; `backend` is a name of one, and ignored."""
-    if takes_checks(AFFINITY, backend, query, key):
-        check_affinity(query, key)
-    return affinities(query, key)
-
-
-def criss_cross_aggregate(affinity: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_aggregate`; `backend` is a name of one, and ignored."""
-    if takes_checks(AGGREGATE, backend, affinity, value):
-        check_aggregate(affinity, value)
-    return aggregated(affinity, value)
-
-
-def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.criss_cross_attention`; `backend` is a name of one, and ignored."""
-    if takes_checks(ATTENTION, backend, query, key, value):
-        check_attention(query, key, value)
-    return attended(query, key, value)

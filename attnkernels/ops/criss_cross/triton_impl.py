@@ -14,10 +14,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .._layout import channels_last_format, is_channels_last
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2
 from . import triton_kernels as kernels
-from .schema import NEEDS_AFFINITY, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE
+from .schema import NEEDS_AFFINITY, NEEDS_AGGREGATED, NEEDS_KEY, NEEDS_QUERY, NEEDS_VALUE
 
 # tl.dot takes no less than 16 rows, columns and terms.
 _LEAST = 16
@@ -82,21 +83,13 @@ def _blocks(dtype: torch.dtype, length: int, channels: int) -> Blocks:
     )  # fmt: skip
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-
-
 def _as_channels_last(x: Tensor) -> Tensor:
     """x with its channels innermost."""
-    return x.contiguous(memory_format=_format(x))
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=_format(x))
+    return x.contiguous(memory_format=channels_last_format(x.dim()))
 
 
 def _empty_channels_last(shape, like: Tensor, dtype: torch.dtype) -> Tensor:
-    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    memory_format = channels_last_format(len(shape))
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
@@ -146,7 +139,7 @@ def _attention_launch(call: Call, place: Place) -> Launch:
 
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_attention` (schema.py has its schema): out and log_sum_exp."""
-    channels_last = _is_channels_last(value)
+    channels_last = is_channels_last(value)
     query, key, value = map(_as_channels_last, (query, key, value))
     call = _call(query, value, key)
     places = _places(call.extent)
@@ -207,7 +200,7 @@ def criss_cross_attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum_exp: Tensor, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `criss_cross_attention_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_channels_last(value)
+    channels_last = is_channels_last(value)
     grad_out, query, key, value, out = map(_as_channels_last, (grad_out, query, key, value, out))
     log_sum_exp = log_sum_exp.contiguous()
     call = _call(query, value, key, grad_out, out, log_sum_exp)
@@ -303,14 +296,14 @@ def _apply(affinity: Tensor, x: Tensor, query_rows: bool, channels_last: bool) -
 
 def criss_cross_affinity(query: Tensor, key: Tensor) -> Tensor:
     """The operator `criss_cross_affinity`: [N, H + W - 1, H, W]."""
-    return _scores(_as_channels_last(query), _as_channels_last(key), _is_channels_last(query))
+    return _scores(_as_channels_last(query), _as_channels_last(key), is_channels_last(query))
 
 
 def criss_cross_affinity_backward(
     grad_affinity: Tensor, query: Tensor, key: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_affinity_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_channels_last(query)
+    channels_last = is_channels_last(query)
     grad_affinity = _as_channels_last(grad_affinity)
     grad_query = grad_key = query.new_empty(0)
     if needs & NEEDS_QUERY:
@@ -322,19 +315,19 @@ def criss_cross_affinity_backward(
 
 def criss_cross_aggregate(affinity: Tensor, value: Tensor) -> Tensor:
     """The operator `criss_cross_aggregate`: [N, C, H, W]."""
-    return _apply(_as_channels_last(affinity), _as_channels_last(value), True, _is_channels_last(value))
+    return _apply(_as_channels_last(affinity), _as_channels_last(value), True, is_channels_last(value))
 
 
 def criss_cross_aggregate_backward(
     grad_out: Tensor, affinity: Tensor, value: Tensor, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `criss_cross_aggregate_backward`; `needs` is a sum of the NEEDS_ bits."""
-    channels_last = _is_channels_last(value)
+    channels_last = is_channels_last(value)
     grad_out = _as_channels_last(grad_out)
     grad_affinity = grad_value = value.new_empty(0)
     if needs & NEEDS_AFFINITY:
         grad_affinity = _scores(grad_out, _as_channels_last(value), channels_last)
-    if needs & NEEDS_VALUE:
+    if needs & NEEDS_AGGREGATED:
         grad_value = _apply(_as_channels_last(affinity), grad_out, False, channels_last)
     return grad_affinity, grad_value
 

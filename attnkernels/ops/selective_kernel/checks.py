@@ -8,32 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from .. import _checks
-from .._autocast import autocasts
 
-ATTENTION_RESULT = "the result of attention"  # logits, as messages name them
 MAX_BRANCHES = 8  # csrc/selective_kernel/selective_kernel.h has the same
 
 
-def tensors_of(branches: Sequence[Tensor] | Tensor) -> tuple:
-    """The branches as arguments that may be overridden."""
-    return tuple(branches) if isinstance(branches, (list, tuple)) else (branches,)
-
-
-def as_branches(branches: Any) -> Sequence[Any]:
-    """What `checked_branches` returns of branches that it may take; empty where it does not, or is to tell."""
-    kind = branches.__class__
-    if kind is list or kind is tuple:
-        return branches if len(branches) > 1 and branches[0].__class__ is Tensor and branches[0].dim() == 4 else ()
-    return (branches,) if kind is Tensor and branches.dim() == 5 and branches.shape[1] > 1 else ()
-
-
-def checked_branches(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
-    """The branches as the Functions take them: M tensors [N, C, H, W], or one [N, M, C, H, W], in a tuple."""
+def check_branches(op: str, branches: Sequence[Tensor] | Tensor) -> None:
+    """Raise unless these are M tensors [N, C, H, W], or one [N, M, C, H, W]."""
     if isinstance(branches, Tensor):
         _checks.tensor(op, "branches", branches)
         if branches.dim() != 5 or not 2 <= branches.shape[1] <= MAX_BRANCHES:
             _fail(op, branches)
-        return (branches,)
+        return
     if not isinstance(branches, (list, tuple)):
         _fail(op, branches, TypeError)
     if not 2 <= len(branches) <= MAX_BRANCHES:
@@ -44,7 +29,6 @@ def checked_branches(op: str, branches: Sequence[Tensor] | Tensor) -> Sequence[T
         _checks.alike(op, f"branches[{m}]", branches[m], first, "branches[0]")
         if branches[m].shape != first.shape:
             _checks.shape(op, f"branches[{m}]", branches[m], tuple(first.shape))
-    return branches
 
 
 def _fail(op: str, branches: Any, kind: type[Exception] = ValueError) -> None:
@@ -52,15 +36,18 @@ def _fail(op: str, branches: Any, kind: type[Exception] = ValueError) -> None:
     _checks.fail(op, "branches", expected, _checks.shown(branches), kind)
 
 
-def checked_logits(op: str, branches: Sequence[Tensor], logits: Any, name: str = "logits") -> Tensor:
-    """The logits, under autocast in the branches' dtype."""
-    x = branches[0]
-    count = len(branches) if x.dim() == 4 else x.shape[1]
-    if isinstance(logits, Tensor) and logits.dtype != x.dtype and autocasts(x):
-        logits = logits.to(x.dtype)
+def check_logits(op: str, branches: Sequence[Tensor] | Tensor, logits: Any, name: str = "logits") -> None:
+    """Raise unless the logits are those of branches that have been checked."""
+    stacked = isinstance(branches, Tensor)
+    x, count = (branches, branches.shape[1]) if stacked else (branches[0], len(branches))
     _checks.alike(op, name, logits, x, "branches")
     _checks.shape(op, name, logits, (x.shape[0], count, x.shape[-3]))
-    return logits
+
+
+def check_select(op: str, branches: Sequence[Tensor] | Tensor, logits: Any) -> None:
+    """Raise where select_branches does not take these arguments."""
+    check_branches(op, branches)
+    check_logits(op, branches, logits)
 
 
 def check_attention(op: str, attention: Any) -> None:

@@ -15,13 +15,10 @@ In reads and writes of the size of one branch: M to pool, M + 1 to select, M + 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from .._reference import takes_checks
-from .checks import ATTENTION_RESULT, check_attention, checked_branches, checked_logits, tensors_of
 
 
 def branch_list(branches: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
@@ -46,33 +43,11 @@ def selected(branches: list[Tensor], logits: Tensor) -> Tensor:
     return result
 
 
-def pooled_sum(branches: Sequence[Tensor] | Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.pooled_sum`; `backend` is a name of one, and ignored."""
-    op = "pooled_sum"
-    if takes_checks(op, backend, *tensors_of(branches)):
-        checked_branches(op, branches)
+def pooled_branches(branches: Sequence[Tensor] | Tensor) -> Tensor:
+    """pooled_sum of branches that have been checked."""
     return pooled(list(branch_list(branches)))
 
 
-def select_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor, *, backend: str = "reference") -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.select_branches`; `backend` is a name of one, and ignored."""
-    op = "select_branches"
-    if takes_checks(op, backend, *tensors_of(branches), logits):
-        checked_logits(op, checked_branches(op, branches), logits)
+def selected_branches(branches: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
+    """select_branches of arguments that have been checked."""
     return selected(list(branch_list(branches)), logits)
-
-
-def selective_kernel(
-    branches: Sequence[Tensor] | Tensor, attention: Callable[[Tensor], Tensor], *, backend: str = "reference"
-) -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.selective_kernel`; `backend` is a name of one, and ignored."""
-    op = "selective_kernel"
-    check_attention(op, attention)
-    checked = takes_checks(op, backend, *tensors_of(branches))
-    if checked:
-        checked_branches(op, branches)
-    one_by_one = list(branch_list(branches))
-    logits = attention(pooled(one_by_one))
-    if checked:
-        checked_logits(op, one_by_one, logits, ATTENTION_RESULT)
-    return selected(one_by_one, logits)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._layout import has_dense_rows, row_stride, rows_are_pixels
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
 from . import triton_kernels as kernels
 from .checks import MAX_BRANCHES
-from .schema import is_channels_last
 
 # Values that a program of a finishing kernel holds: 4 for each of its 128 threads.
 _BLOCK = 512
@@ -71,25 +71,6 @@ def _finish_grad_logits(call: Call) -> Launch:
     return Launch(kernels.selective_kernel_grad_logits_finish, grid, keep=call.aligned, M=call.branches, BLOCK=block)
 
 
-def _row_stride(x: Tensor, channels_last: bool) -> int:
-    """From one row to the next: a plane or, channels_last, a pixel. Dimensions of one element have no say."""
-    _, channels, height, width = x.shape
-    _, channel_stride, vertical_stride, horizontal_stride = x.stride()
-    if not channels_last:
-        return channel_stride if channels > 1 else height * width
-    return horizontal_stride if width > 1 else vertical_stride if height > 1 else channels
-
-
-def _dense_rows(x: Tensor, channels_last: bool) -> bool:
-    _, channels, height, width = x.shape
-    _, channel_stride, row_stride, column_stride = x.stride()
-    if channels_last:
-        return (channels == 1 or channel_stride == 1) and (
-            height == 1 or width == 1 or row_stride == width * column_stride
-        )
-    return (width == 1 or column_stride == 1) and (height == 1 or row_stride == width)
-
-
 def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -97,7 +78,7 @@ def _format(channels_last: bool) -> torch.memory_format:
 def _same_strides(branches: Sequence[Tensor], channels_last: bool) -> list[Tensor]:
     """The branches themselves where their rows are dense and equally strided, copies otherwise."""
     first = branches[0]
-    if all(_dense_rows(x, channels_last) and x.stride() == first.stride() for x in branches):
+    if all(has_dense_rows(x, channels_last) and x.stride() == first.stride() for x in branches):
         return list(branches)
     return [x.contiguous(memory_format=_format(channels_last)) for x in branches]
 
@@ -107,7 +88,7 @@ def _call(like: Tensor, branches: Sequence[Tensor], channels_last: bool, given: 
     samples, channels, height, width = like.shape
     return Call(
         samples, channels, height * width, len(branches), given,
-        like.stride(0), _row_stride(like, channels_last), channels_last, like.dtype, like.device.index,
+        like.stride(0), row_stride(like, channels_last), channels_last, like.dtype, like.device.index,
         aligned(*branches, *others),
     )  # fmt: skip
 
@@ -118,7 +99,7 @@ def _eight(branches: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 def pooled_sum(branches: Sequence[Tensor]) -> Tensor:
     """The operator `pooled_sum` (schema.py has its schema): [N, C]."""
-    channels_last = is_channels_last(branches[0])
+    channels_last = rows_are_pixels(branches[0])
     branches = _same_strides(branches, channels_last)
     x = branches[0]
     call = _call(x, branches, channels_last, ())
@@ -137,7 +118,7 @@ def pooled_sum(branches: Sequence[Tensor]) -> Tensor:
 
 def select_branches(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
     """The operator `select_branches`: y [N, C, H, W] and the weights [N, M, C]."""
-    channels_last = is_channels_last(branches[0])
+    channels_last = rows_are_pixels(branches[0])
     branches = _same_strides(branches, channels_last)
     x, logits = branches[0], logits.contiguous()
     call = _call(x, branches, channels_last, (), logits)
@@ -154,7 +135,7 @@ def select_branches(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor,
 
 def select_branches_grad_logits(grad_y: Tensor, branches: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The operator `select_branches_grad_logits`: [N, M, C] in the branches' dtype."""
-    channels_last = is_channels_last(branches[0])
+    channels_last = rows_are_pixels(branches[0])
     branches = _same_strides(branches, channels_last)
     x, weights = branches[0], weights.contiguous()
     grad_y = grad_y.contiguous(memory_format=_format(channels_last))

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
 
-from ... import backends
-from .._autocast import autocasts
-from . import reference, schema
-from .checks import OP, check
+from .schema import SQUEEZE_EXCITE
 
 
+@SQUEEZE_EXCITE.public
 def squeeze_excite(
     x: Tensor,
     reduce_weight: Tensor | None,
@@ -51,44 +47,5 @@ def squeeze_excite(
             are cast to x's dtype instead).
         ValueError: ranks, shapes or devices do not match; an unknown name; a backend that cannot run here.
     """
-    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-    if chosen := backends.plain_backend(x, backend, tensors):
-        try:
-            if chosen != "cpu":  # whose operator checks as much
-                check(*tensors[:5], activation, gate, residual, output_activation)
-            return schema.run(chosen, tensors, activation, gate, output_activation)
-        except (RuntimeError, LookupError, TypeError):
-            pass  # callables, or wrong arguments: what follows names them
-    if backends.overridden(tensors):
-        return handle_torch_function(
-            squeeze_excite, tensors, x, reduce_weight, reduce_bias, expand_weight, expand_bias,
-            activation=activation, gate=gate, residual=residual, output_activation=output_activation, backend=backend,
-        )  # fmt: skip
-    if isinstance(x, Tensor) and autocasts(x):
-        reduce_weight, reduce_bias, expand_weight, expand_bias = (
-            value.to(x.dtype) if isinstance(value, Tensor) else value
-            for value in (reduce_weight, reduce_bias, expand_weight, expand_bias)
-        )
-    check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation)
-    # Under torch.compile the plain formula wins: Inductor fuses the pooling into the kernel before it and the scaling
-    # into the one after it (an opaque op measured 0.84-0.97x on whole models).
-    chosen = backends.choose(
-        OP, x, backend, tensors,
-        only_formula="where activation or gate is a callable" if callable(activation) or callable(gate) else "",
-        when_compiled="torch.compile fuses the plain formula into its neighbours",
-    )  # fmt: skip
-    if chosen == "reference":
-        return reference.excited(
-            x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, residual, output_activation
-        )  # fmt: skip
-    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
-    return schema.run(chosen, tensors, activation, gate, output_activation)
-
-
-def _example(device: str):
-    x = torch.zeros(1, 8, 4, 4, device=device)
-    weight = torch.zeros(8, 8, device=device)
-    return (x, weight, None, weight, None), {}
-
-
-backends.register(backends.Operator(squeeze_excite, _example))
+    inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual)
+    return SQUEEZE_EXCITE(backend, inputs, (activation, gate, output_activation))

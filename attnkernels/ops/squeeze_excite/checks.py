@@ -21,9 +21,9 @@ def check(
     reduce_bias: Tensor | None,
     expand_weight: Tensor,
     expand_bias: Tensor | None,
+    residual: Tensor | None,
     activation: str | Callable[[Tensor], Tensor],
     gate: str | Callable[[Tensor], Tensor],
-    residual: Tensor | None,
     output_activation: str | None,
 ) -> None:
     """Raise where the op does not take these arguments."""

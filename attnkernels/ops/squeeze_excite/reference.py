@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks
-from .._reference import takes_checks
-from .checks import OP, check
+from .checks import OP
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
 
@@ -62,10 +61,10 @@ def excited(
     reduce_bias: Tensor | None,
     expand_weight: Tensor,
     expand_bias: Tensor | None,
-    activation: str | Callable[[Tensor], Tensor] = "relu",
-    gate: str | Callable[[Tensor], Tensor] = "sigmoid",
-    residual: Tensor | None = None,
-    output_activation: str | None = None,
+    residual: Tensor | None,
+    activation: str | Callable[[Tensor], Tensor],
+    gate: str | Callable[[Tensor], Tensor],
+    output_activation: str | None,
 ) -> Tensor:
     """squeeze_excite of arguments that have been checked."""
     hidden = x.mean((2, 3), keepdim=True)
@@ -75,23 +74,3 @@ def excited(
     if residual is not None:
         y = y + residual
     return F.relu(y) if output_activation == "relu" else y
-
-
-def squeeze_excite(
-    x: Tensor,
-    reduce_weight: Tensor | None,
-    reduce_bias: Tensor | None,
-    expand_weight: Tensor,
-    expand_bias: Tensor | None,
-    *,
-    activation: str | Callable[[Tensor], Tensor] = "relu",
-    gate: str | Callable[[Tensor], Tensor] = "sigmoid",
-    residual: Tensor | None = None,
-    output_activation: str | None = None,
-    backend: str = "reference",
-) -> Tensor:
-    """The pure-PyTorch twin of `attnkernels.squeeze_excite`; `backend` is a name of one, and ignored."""
-    tensors = (x, reduce_weight, reduce_bias, expand_weight, expand_bias)
-    if takes_checks(OP, backend, *tensors, residual):
-        check(*tensors, activation, gate, residual, output_activation)
-    return excited(*tensors, activation, gate, residual, output_activation)

@@ -14,18 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._layout import dense
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
 from . import triton_kernels as kernels
-from .schema import (
-    ACTIVATION,
-    GATE,
-    NEEDS_RESIDUAL,
-    NEEDS_WEIGHTS,
-    NEEDS_X,
-    OUTPUT_ACTIVATION,
-    saved_columns,
-)
+from .schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, SQUEEZE_EXCITE, saved_columns
 
 # Products a program of a fully connected layer holds: 32 for each of its 128 threads.
 _PRODUCTS = 4096
@@ -185,15 +178,6 @@ def _tiles(rows: int, columns: int) -> int:
     return ceil_div(rows, _BLOCK) * max(1, ceil_div(columns, _BLOCK))
 
 
-def _dense(x: Tensor) -> tuple[Tensor, torch.memory_format]:
-    """x in one of the two layouts that the kernels read, and which."""
-    if x.is_contiguous():
-        return x, torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x, torch.channels_last
-    return x.contiguous(), torch.contiguous_format
-
-
 def _call(x, layout, reduce_weight, activation, gate, output_activation, *optional_and_weights) -> Call:
     samples, channels, height, width = x.shape
     return Call(
@@ -220,7 +204,7 @@ def squeeze_excite(
     output_activation: int,
 ) -> tuple[Tensor, Tensor]:
     """The operator `squeeze_excite` (schema.py has its schema): y and `saved`."""
-    x, layout = _dense(x)
+    x, layout = dense(x)
     residual = _contiguous(residual, layout)
     reduce_weight, reduce_bias = _contiguous(reduce_weight), _contiguous(reduce_bias)
     expand_weight, expand_bias = _contiguous(expand_weight), _contiguous(expand_bias)
@@ -270,7 +254,7 @@ def squeeze_excite_backward(
     needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator `squeeze_excite_backward` (schema.py has its schema); `needs` is a sum of the NEEDS_ bits."""
-    x, layout = _dense(x)
+    x, layout = dense(x)
     grad_y = _contiguous(grad_y, layout)
     y = _contiguous(y, layout) if output_activation else None
     reduce_weight, expand_weight = _contiguous(reduce_weight), _contiguous(expand_weight)
@@ -332,7 +316,7 @@ def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]
         x = torch.empty(samples, channels, side, side, dtype=dtype, device="meta").to(memory_format=layout)
         parameters = [x.new_empty(size) for size in ((hidden, channels), hidden, (channels, hidden), channels)]
         saved = x.new_empty((samples, 2 * channels + hidden), dtype=accumulation_dtype(dtype))
-        kinds = ACTIVATION["silu"], GATE["sigmoid"], OUTPUT_ACTIVATION["relu"]
+        kinds = SQUEEZE_EXCITE.integers(("silu", "sigmoid", "relu"))
         everything = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
         yield name, functools.partial(squeeze_excite, x, *parameters, x, *kinds)
         yield name, functools.partial(squeeze_excite_backward, x, x, x, *parameters, saved, *kinds, everything)

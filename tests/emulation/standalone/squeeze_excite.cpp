@@ -219,11 +219,9 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   compare(name + " saved", saved.doubles(), want.saved, std::is_same_v<T, double> ? 1e-13 : 1e-5);
 
   // Of the parameters: the weights alone, or the biases alone.
-  enum { kWeights = 8, kBiases = 16, kAll = 31 };
-  const std::vector<int> every_need = {kAll, se::kNeedsX, se::kNeedsResidual, se::kNeedsWeights | kWeights,
-                                       se::kNeedsWeights | kBiases};
-  for (const int wanted : kWatchesOrder || c.is_large ? std::vector<int>{kAll} : every_need) {
-    const int needs = wanted & (se::kNeedsX | se::kNeedsResidual | se::kNeedsWeights);
+  enum { kWeights = 0b01010, kBiases = 0b10100, kAll = se::kNeedsX | se::kNeedsWeights | se::kNeedsResidual };
+  const std::vector<int> every_need = {kAll, se::kNeedsX, se::kNeedsResidual, kWeights, kBiases};
+  for (const int needs : kWatchesOrder || c.is_large ? std::vector<int>{kAll} : every_need) {
     se::Plan backward = se::choose_backward(type, shape, path.limits, path.tuning);
     backward.samples_at_once = path.samples_at_once;
     Buffer<acc_t> backward_scratch(se::backward_scratch(shape, backward));
@@ -231,8 +229,8 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
     auto grad_x = result(kGradX, elements), grad_residual = result(kGradResidual, elements);
     auto grad_w1 = result(kGradReduceWeight, w1.count), grad_b1 = result(kGradReduceBias, b1.count);
     auto grad_w2 = result(kGradExpandWeight, w2.count), grad_b2 = result(kGradExpandBias, b2.count);
-    const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual, for_weights = wanted & kWeights,
-               for_biases = wanted & kBiases;
+    const bool for_x = needs & se::kNeedsX, for_residual = needs & se::kNeedsResidual, for_weights = needs & kWeights,
+               for_biases = needs & kBiases;
     run("backward", se::backward(type, shape, backward,
                                  {grad_y.data(), x.data(), c.clip ? y.data() : nullptr, w1.data(), w2.data(),
                                   saved.data(), for_x ? grad_x.data() : nullptr,
@@ -240,7 +238,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                                   for_biases ? grad_b1.data() : nullptr, for_weights ? grad_w2.data() : nullptr,
                                   for_biases ? grad_b2.data() : nullptr, backward_scratch.data()},
                                  nullptr));
-    const std::string with = name + " needs " + std::to_string(wanted);
+    const std::string with = name + " needs " + std::to_string(needs);
     if (for_x) compare(with + " grad_x", planes(grad_x.doubles(), c, channels_last), want.grad_x, tolerance);
     if (for_residual)
       compare(with + " grad_residual", planes(grad_residual.doubles(), c, channels_last), want.grad_residual,
