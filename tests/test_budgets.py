@@ -60,7 +60,7 @@ def is_wide(r: dict) -> bool:
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "bfloat16")
 
-# The passes over each buffer in the cases of tests/emulation/traffic: forward + backward.
+# The passes over each buffer of the calls in attnkernels.testing.TRAFFIC: forward + backward.
 TWO_PASSES = {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1}
 SQUEEZE_EXCITE_PASSES = {"plain launches": TWO_PASSES, "overlapped launches": TWO_PASSES}
 SELECTIVE_KERNEL_PASSES = {  # five of two branches, and six
@@ -88,8 +88,18 @@ def test_selective_kernel_reads_and_writes_no_more_than_it_must(layout, dtype):
     assert all(map(is_wide, rows))
 
 
-# The factors of criss_cross follow from its tiles (tests/emulation/traffic/criss_cross.py): `LINES` are those of a row
-# and a column, `VALUES` those of the value channels. The attention of 16-bit maps has whole lines.
+# A block of the criss_cross kernels owns a tile of 64 pixels of a line (rows) and walks over the tiles of the same line
+# (columns), so that a line of t tiles is read t times; the two axes make one pass each. `LINES` is the tiles of a row and
+# those of a column: 2 + 1 for 72 x 2 pixels, as on any map of up to 128 x 64. `VALUES` is the tiles of value channels that
+# a block each has (of 64 in float32, 128 in bfloat16), whose blocks repeat the products of query and key. So attention
+# reads query and key VALUES * LINES times and value LINES times. On a GPU the repeats come from the L2 cache, which holds
+# the maps of a sample.
+# The attention in 16 bits takes a block to a whole line of up to 128 pixels instead. The forward reads it once for every
+# 128 or 256 value channels: twice here, in the column pass and the row pass. The backward reads values and grad_out once
+# a pass, queries and keys twice, for the energies and for their gradients.
+# Maps are read 16 bytes at a time. Results leave the registers of a matrix product as these lie there: 4 bytes at a time,
+# of a pixel a sector in float32, half of one in 16 bits. Rows of an affinity have H + W - 1 entries and are not aligned:
+# single entries, in parts of sectors.
 LINES = 2 + 1
 VALUES = {"float32": 2, "bfloat16": 1}
 

@@ -166,5 +166,6 @@ def test_every_room_has_its_fused_and_cases():
             assert (op / file).exists(), f"{name} lacks {file}"
         for pattern in (f"{name}*.cuh", f"{name}*.cu", f"{name}_cuda.cpp", f"{name}_cpu.cpp"):
             assert list((csrc / name).glob(pattern)), f"{name} lacks csrc/{name}/{pattern}"
-        assert (package / "testing" / "cases" / f"{name}.py").exists(), f"{name} lacks its cases"
+        assert testing.COMPILED.get(name), f"{name} lacks calls whose Triton kernels have a budget"
+        assert testing.TRAFFIC.get(name), f"{name} lacks calls whose traffic has a budget"
     assert set(testing.CASES) == set(attnkernels.backends.OPS) == set(attnkernels.ops.__all__)

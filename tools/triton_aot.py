@@ -2,15 +2,14 @@
 
     python tools/triton_aot.py [OP ...]
 
-An op takes part by having `budget_calls(dtype)` in its triton_impl.py: pairs of a name and a call of a launcher on
-meta tensors. The launches of the call are recorded, not run, and compiled exactly as the call would specialise them
-(16-byte aligned pointers). A row has the registers and shared memory of a kernel, its spills in bytes and its widest
+An op takes part by the list COMPILED of its cases (attnkernels/testing/cases): calls of public functions, made on meta
+tensors. The launches of a call are recorded, not run, and compiled exactly as the call would specialise them (16-byte
+aligned pointers). A row has the registers and shared memory of a kernel, its spills in bytes and its widest
 global load and store in bits.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import pathlib
 import re
@@ -19,16 +18,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from attnkernels.ops import _triton  # noqa: E402  (the line above makes the tool run from a clone)
+from attnkernels import backends, testing  # noqa: E402  (the line above makes the tool run from a clone)
+from attnkernels.ops import _triton  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = {
@@ -43,17 +45,29 @@ _TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 def ops() -> list[str]:
     """The ops that have a Triton backend."""
-    return sorted(path.parent.name for path in (ROOT / "attnkernels" / "ops").glob("*/triton_impl.py"))
+    return sorted(testing.COMPILED)
+
+
+class _OnMeta(TorchDispatchMode):
+    """Sends meta tensors where CUDA tensors go: to the Triton launchers, which would be shape functions otherwise."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "attnkernels_triton":
+            return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def recorded(op: str, dtype: torch.dtype) -> dict[str, tuple[_triton.Launch, tuple]]:
-    """The launches of the op's budget calls under "kernel/call": the first of each kernel in a call."""
+    """The launches of the op's budgeted calls under "kernel/call": the first of each kernel in a call."""
     launches = {}
-    for name, call in importlib.import_module(f"attnkernels.ops.{op}.triton_impl").budget_calls(dtype):
-        with _triton.recorded_launches() as made:
-            call()
-        for launch, arguments in made:
-            launches.setdefault(f"{launch.kernel.__name__}/{name}", (launch, arguments))
+    with mock.patch.object(backends, "unavailable", return_value=""), _OnMeta():
+        for budgeted in testing.COMPILED[op]:
+            with _triton.recorded_launches():
+                call = budgeted.prepare("triton", dtype, "meta")
+            with _triton.recorded_launches() as made:
+                call()
+            for launch, arguments in made:
+                launches.setdefault(f"{launch.kernel.__name__}/{budgeted.name}", (launch, arguments))
     return launches
 
 

@@ -1,9 +1,8 @@
-"""An op's cases: named ways to make its arguments. One file per op in `cases/`; the suite runs over all of them."""
+"""An op's cases: named ways to make its arguments, and how to call it with them."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ import attnkernels
 
 from .. import backends
 from ..ops import _checks
-from . import cases as _case_files
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last")
@@ -36,6 +34,8 @@ class Maker:
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        if torch.device(self.device).type == "meta":
+            return torch.empty(shape, dtype=self.dtype, device="meta")
         values = torch.randn(shape, dtype=torch.float64, generator=self._generator) * scale + shift
         return values.to(self.dtype).to(self.device)
 
@@ -94,16 +94,21 @@ class OpCase:
         return f"{self.op}-{self.name}"
 
 
-CASES: dict[str, list[OpCase]] = {}
-for _module in pkgutil.iter_modules(_case_files.__path__):
-    for _case in importlib.import_module(f"{_case_files.__name__}.{_module.name}").CASES:
-        CASES.setdefault(_case.op, []).append(_case)
+@dataclass(frozen=True)
+class RandomCases:
+    """How to draw cases of an op at random, for the fuzz tests.
 
+    Attributes:
+        draw: maps a source of numbers, and the largest size that a dimension may have, to a case.
+        largest: that size, where kernels run at full speed.
+        dtypes: those in which the results of whatever is drawn can be held to the tolerances.
+        distinct: whether two pixels of a feature map must never be one element in memory, as in an expanded one.
+    """
 
-def cases(small: bool = False) -> list[OpCase]:
-    """Every op's cases; the small ones only, if asked."""
-    small = _checks.flag("cases", "small", small)
-    return [case for of_op in CASES.values() for case in of_op if case.small or not small]
+    draw: Callable[[random.Random, int], OpCase]
+    largest: int
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    distinct: bool = False
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""squeeze_excite on random shapes, strides, dtypes and options, on every backend, against float64."""
+"""squeeze_excite over a batch normalisation, as the CPU computes it, on random calls of every kind."""
 
 from __future__ import annotations
 
@@ -11,44 +11,7 @@ from hypothesis import strategies as st
 from attnkernels import squeeze_excite, testing
 from attnkernels.ops.squeeze_excite.schema import NORM_ACTIVATION, SQUEEZE_EXCITE
 
-from .strategies import DTYPES, SEEDS, check, feature_maps
-
-
-@st.composite
-def calls(draw, largest):
-    dtype = draw(DTYPES)
-    n, c = draw(st.integers(0, 4)), draw(st.integers(1, largest))
-    h, w = draw(st.integers(1, largest // 2)), draw(st.integers(1, largest // 2))
-    # Not few: the gradient of a single hidden channel may cancel to nothing beside its terms.
-    rd = draw(st.sampled_from([0, *range(6, 25)]))
-    generator = torch.Generator().manual_seed(draw(SEEDS))
-
-    def normal(*shape):
-        return torch.randn(shape, dtype=torch.float64, generator=generator).div(max(shape[-1], 1) ** 0.5).to(dtype)
-
-    biases = draw(st.booleans())
-    x = draw(feature_maps(n, c, h, w, dtype))
-    weights = (
-        normal(rd, c) if rd else None, normal(rd) if rd and biases else None,
-        normal(c, rd or c), normal(c) if biases else None,
-    )  # fmt: skip
-    kwargs = {
-        "activation": draw(st.sampled_from(["relu", "silu"])),
-        "gate": draw(st.sampled_from(["sigmoid", "hard_sigmoid"])),
-        "residual": draw(st.none() | feature_maps(n, c, h, w, dtype)),
-        "output_activation": draw(st.sampled_from([None, "relu"])),
-    }
-    return (x, *weights), kwargs
-
-
-@pytest.mark.parametrize(("backend", "device"), testing.fused_backends())
-def test_squeeze_excite(backend, device):
-    @given(calls(largest=20 if backend == "emulated" else 70))
-    def run(call):
-        check("squeeze_excite", call, call[0][0].dtype, backend, device)
-
-    run()
-
+from .drawing import NUMBERS, call
 
 NORM_ACTIVATIONS = {
     None: lambda z: z,
@@ -60,23 +23,23 @@ NORM_ACTIVATIONS = {
 
 @pytest.mark.skipif(("cpu", "cpu") not in testing.fused_backends(), reason="the CPU library was not built")
 @given(
-    calls(largest=70),
+    NUMBERS,
     st.sampled_from([torch.contiguous_format, torch.channels_last]),
     st.sampled_from(sorted(NORM_ACTIVATIONS, key=str)),
     st.booleans(),
-    SEEDS,
 )
-def test_over_batch_norm(call, layout, activation, affine, seed):
-    (x, *weights), kwargs = call
+def test_over_batch_norm(draw, layout, activation, affine):
+    case, _ = call("squeeze_excite", draw, "cpu", "cpu")
+    (x, *weights), kwargs = case.make()
     x = x.contiguous(memory_format=layout)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(draw.randint(0, 2**31))
     channel_numbers = torch.randn(4, x.shape[1], dtype=torch.float64, generator=generator)
     mean, variance, scale, shift = (channel_numbers * 0.5 + torch.tensor([0.0, 0, 1, 0])[:, None]).to(x.dtype)
     variance = variance.abs() + 0.5
     norm = (mean, variance, *((scale, shift) if affine else (None, None)))
     got = x.clone()
     torch.ops.attnkernels.batch_norm_squeeze_excite_(
-        got, *norm, 1e-5, NORM_ACTIVATION[activation], *weights, kwargs["residual"],
+        got, *norm, 1e-5, NORM_ACTIVATION[activation], *weights, kwargs.get("residual"),
         *SQUEEZE_EXCITE.integers((kwargs["activation"], kwargs["gate"], kwargs["output_activation"])),
     )  # fmt: skip
     in_float64 = testing.in_float64
@@ -86,7 +49,7 @@ def test_over_batch_norm(call, layout, activation, affine, seed):
     )  # fmt: skip
     # The sum of a product and a residual may cancel: errors are of the terms' size.
     largest = max(
-        (value.abs().max().item() for value in (z, kwargs["residual"]) if value is not None and value.numel()),
+        (value.abs().max().item() for value in (z, kwargs.get("residual")) if value is not None and value.numel()),
         default=0.0,
     )
     testing.assert_close_to_float64(got, want, "y", rounded_inside=True, largest=largest)

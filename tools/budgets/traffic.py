@@ -1,7 +1,8 @@
-"""Bytes that the CUDA kernels move, counted by the host emulation on the cases of tests/emulation/traffic/<op>.py.
+"""Bytes that the CUDA kernels move, counted by the host emulation on every op's calls in attnkernels.testing.TRAFFIC.
 
-A case file has `CASES: list[TrafficCase]`. Counting runs in a process of its own (`python -m
-tools.budgets.traffic OP`): one process holds either the plain emulated library or the one that counts.
+What is no op's has a file tests/emulation/traffic/<name>.py with `CASES: list[TrafficCase]`. Counting runs in a process
+of its own (`python -m tools.budgets.traffic OP`): one process holds either the plain emulated library or the one that
+counts.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from attnkernels import testing
 from tools import emulation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_FILES = ROOT / "tests" / "emulation" / "traffic"
+DTYPES = (torch.float32, torch.bfloat16)
 COMPILER = "g++"
 
 
@@ -28,17 +33,14 @@ class TrafficCase:
     Attributes:
         name: what is particular about it.
         dtype: as the table names it, such as "bfloat16".
-        call: runs the op with backend "emulated"; the tensors to account for, inputs and results, by name. None of them
-            may lie where a workspace did that was freed in between: a buffer is known by its address.
+        prepare: runs what is not counted; returns what is: a function that gives the tensors to account for by name.
         device: fields of the emulated device that differ from an H100's.
-        prepare: what comes before and is not counted; its results are the arguments of `call`.
     """
 
     name: str
     dtype: str
-    call: Callable[..., dict]
+    prepare: Callable[[], Callable[[], dict[str, torch.Tensor]]]
     device: dict[str, int] = field(default_factory=dict)
-    prepare: Callable[[], tuple] = tuple
 
 
 def compiler() -> str:
@@ -50,7 +52,25 @@ def why_unavailable() -> str:
 
 
 def ops() -> list[str]:
-    return sorted(path.stem for path in CASE_FILES.glob("*.py"))
+    return sorted({*testing.TRAFFIC, *(path.stem for path in CASE_FILES.glob("*.py"))})
+
+
+def cases(op: str) -> list[TrafficCase]:
+    """What is counted of an op."""
+    if op in testing.TRAFFIC:
+        return [_case(call, dtype) for call in testing.TRAFFIC[op] for dtype in DTYPES]
+    spec = importlib.util.spec_from_file_location(f"traffic_{op}", CASE_FILES / f"{op}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CASES
+
+
+def _case(traffic_call: testing.TrafficCall, dtype: torch.dtype) -> TrafficCase:
+    def prepare() -> Callable[[], dict[str, torch.Tensor]]:
+        call = traffic_call.prepare("emulated", dtype)
+        return lambda: traffic_call.buffers(call())
+
+    return TrafficCase(traffic_call.name, str(dtype).removeprefix("torch."), prepare, traffic_call.device)
 
 
 def rows(op: str, quick: bool = False) -> Iterator[dict]:
@@ -64,16 +84,13 @@ def rows(op: str, quick: bool = False) -> Iterator[dict]:
 
 def count(op: str) -> Iterator[dict]:
     """The rows of an op, counted in this process."""
-    spec = importlib.util.spec_from_file_location(f"traffic_{op}", CASE_FILES / f"{op}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     bench = emulation.load("traffic")
-    for case in module.CASES:
+    for case in cases(op):
         buffers: dict = {}
         with bench.device(**case.device):
-            prepared = case.prepare()
+            call = case.prepare()
             with bench.traffic(buffers) as traffic:
-                buffers.update(case.call(*prepared))
+                buffers.update(call())
         common = {"backend": "cuda", "arch": "emulated", "dtype": case.dtype, "case": case.name}
         for row in traffic.buffers:
             figures = {

@@ -7,7 +7,7 @@ maps are copied to channels_last, and results back.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -330,22 +330,3 @@ def criss_cross_aggregate_backward(
     if needs & NEEDS_AGGREGATED:
         grad_value = _apply(_as_channels_last(affinity), grad_out, False, channels_last)
     return grad_affinity, grad_value
-
-
-def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls on meta tensors whose kernels have a resource budget: CCNet's head at 97 x 97."""
-    query = torch.empty(1, 64, 97, 97, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-    value = torch.empty(1, 512, 97, 97, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-    affinity = torch.empty(1, 193, 97, 97, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-    log_sum_exp = torch.empty(1, 97, 97, dtype=accumulation_dtype(dtype), device="meta")
-    everything = NEEDS_QUERY | NEEDS_KEY | NEEDS_VALUE
-    yield "forward", functools.partial(criss_cross_attention, query, query, value)
-    for name, needs in (("grad_query", NEEDS_QUERY), ("grad_key", NEEDS_KEY), ("grad_value", NEEDS_VALUE)):
-        yield (
-            name,
-            functools.partial(
-                criss_cross_attention_backward, value, query, query, value, value, log_sum_exp, needs & everything
-            ),
-        )
-    yield "affinity", functools.partial(criss_cross_affinity, query, query)
-    yield "aggregate", functools.partial(criss_cross_aggregate, affinity, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -182,21 +182,3 @@ def select_branches_grad_branches(
                 call.samples, call.channels, call.pixels, call.sample_stride, call.row_stride, plan.steps,
             )  # fmt: skip
     return results
-
-
-def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls on meta tensors whose kernels have a resource budget: skresnet50's first and last stages."""
-    for name, layout, samples, channels, side in (
-        ("nchw", torch.contiguous_format, 32, 128, 56),
-        ("nhwc", torch.channels_last, 32, 128, 56),
-        ("nchw_7x7", torch.contiguous_format, 1, 1024, 7),
-    ):
-        x = torch.empty(samples, channels, side, side, dtype=dtype, device="meta").to(memory_format=layout)
-        logits = x.new_empty((samples, 2, channels))
-        weights = logits.to(accumulation_dtype(dtype))
-        pooled = x.new_empty((samples, channels))
-        nhwc = layout is torch.channels_last
-        yield name, functools.partial(pooled_sum, [x, x])
-        yield name, functools.partial(select_branches, [x, x], logits)
-        yield name, functools.partial(select_branches_grad_logits, x, [x, x], weights)
-        yield name, functools.partial(select_branches_grad_branches, x, weights, pooled, False, nhwc, 3)

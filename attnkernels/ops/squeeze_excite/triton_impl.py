@@ -8,7 +8,6 @@ gradient of the hidden layer, gradients of the weights and means, gradient of x.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from .._layout import dense
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
 from . import triton_kernels as kernels
-from .schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, SQUEEZE_EXCITE, saved_columns
+from .schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, saved_columns
 
 # Products a program of a fully connected layer holds: 32 for each of its 128 threads.
 _PRODUCTS = 4096
@@ -303,20 +302,3 @@ def squeeze_excite_backward(
                 samples, channels, pixels, saved.shape[1], plan.steps,
             )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_residual, *grad_parameters))
-
-
-def budget_calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls on meta tensors whose kernels have a resource budget (tools/triton_aot.py): the sites of seresnet50 with
-    the widest and the narrowest rows, in both layouts, with every epilogue."""
-    for name, layout, samples, channels, side, hidden in (
-        ("nchw", torch.contiguous_format, 8, 256, 56, 16),
-        ("nhwc", torch.channels_last, 8, 256, 56, 16),
-        ("nchw_7x7", torch.contiguous_format, 32, 2048, 7, 128),
-    ):
-        x = torch.empty(samples, channels, side, side, dtype=dtype, device="meta").to(memory_format=layout)
-        parameters = [x.new_empty(size) for size in ((hidden, channels), hidden, (channels, hidden), channels)]
-        saved = x.new_empty((samples, 2 * channels + hidden), dtype=accumulation_dtype(dtype))
-        kinds = SQUEEZE_EXCITE.integers(("silu", "sigmoid", "relu"))
-        everything = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
-        yield name, functools.partial(squeeze_excite, x, *parameters, x, *kinds)
-        yield name, functools.partial(squeeze_excite_backward, x, x, x, *parameters, saved, *kinds, everything)

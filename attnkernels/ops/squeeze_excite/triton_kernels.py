@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 
 from .._triton import divisible, relu, sigmoid, sum_of_chunks, tile_of
-from . import schema
+from .checks import ACTIVATIONS, GATES
 
-_RELU = tl.constexpr(schema.ACTIVATION["relu"])
-_SIGMOID = tl.constexpr(schema.GATE["sigmoid"])
+_RELU = tl.constexpr(ACTIVATIONS.index("relu"))
+_SIGMOID = tl.constexpr(GATES.index("sigmoid"))
 IDENTITY = 2  # an ACTIVATION besides the schema's: the input of the excitation without a hidden layer
 _IDENTITY = tl.constexpr(IDENTITY)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .._cases import Maker, OpCase
+import random
+
+from .._budgeted import FORMATS, BudgetedCall, TrafficCall
+from .._cases import Maker, OpCase, RandomCases
 
 
 def _case(name, n, c, h, w, rd, *, biases=True, convolution=True, residual=False, small=True, shift=0.0, **options):
@@ -42,4 +45,45 @@ CASES = [
     _case("wide", 2, 2048, 7, 7, 128, small=False),
     _case("tall", 5, 64, 56, 56, 4, activation="silu", small=False),
     _case("odd_tall", 3, 33, 57, 55, 5, residual=True, output_activation="relu", small=False),
+]
+
+
+def _random(draw: random.Random, largest: int) -> OpCase:
+    n, c = draw.randint(0, 4), draw.randint(1, largest)
+    h, w = (draw.randint(1, largest // 2) for _ in range(2))
+    # Not few: the gradient of a single hidden channel may cancel to nothing beside its terms.
+    rd = draw.choice((None, *range(6, 25)))
+    traits = {name: draw.choice((False, True)) for name in ("biases", "convolution", "residual")}
+    return _case(
+        "random", n, c, h, w, rd, **traits,
+        activation=draw.choice(("relu", "silu")), gate=draw.choice(("sigmoid", "hard_sigmoid")),
+        output_activation=draw.choice((None, "relu")),
+    )  # fmt: skip
+
+
+RANDOM = {"squeeze_excite": RandomCases(_random, largest=70)}
+
+# The sites of seresnet50 with the widest and the narrowest rows, in both layouts, with every epilogue.
+COMPILED = [
+    BudgetedCall(
+        name, _case(name, *sizes, residual=True, activation="silu", output_activation="relu", small=False), layout
+    )
+    for name, sizes, layout in (
+        ("nchw", (8, 256, 56, 56, 16), "contiguous"),
+        ("nhwc", (8, 256, 56, 56, 16), "channels_last"),
+        ("nchw_7x7", (32, 2048, 7, 7, 128), "contiguous"),
+    )
+]
+
+# Planes that end on 128-bit boundaries, and few multiprocessors: blocks of the size that a large batch has.
+_PATHS = {
+    "plain launches": {"major": 8, "minor": 0, "multiprocessors": 4},
+    "overlapped launches": {"multiprocessors": 4},
+}
+TRAFFIC = [
+    TrafficCall(
+        f"{path}, {name}", _case("traffic", 2, 64, 16, 16, 8), layout, wanted=(0,), inputs=("x",), device=device
+    )
+    for path, device in _PATHS.items()
+    for name, layout in FORMATS.items()
 ]

@@ -7,6 +7,8 @@ that begin or end a row are read and stored element by element there, for which 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,19 @@ CHANNELS, PIXELS = 64, {"aligned": 640, "odd": 625}
 def _case(name: str, pixels: int, to_channels_last: bool, dtype: torch.dtype) -> TrafficCase:
     shape = (2, CHANNELS, pixels) if to_channels_last else (2, pixels, CHANNELS)
 
-    def call() -> dict[str, Tensor]:
+    def prepare() -> Callable[[], dict[str, Tensor]]:
         values = torch.zeros(shape, dtype=dtype)
         result = torch.zeros(shape[0], shape[2], shape[1], dtype=dtype)
         copy = (values.data_ptr(), result.data_ptr(), *shape, shape[1] * shape[2], shape[2])
-        emulation.load("traffic").module.layout_transpose(values.element_size(), [copy])
-        return {"from": values, "to": result}
+
+        def call() -> dict[str, Tensor]:
+            emulation.load("traffic").module.layout_transpose(values.element_size(), [copy])
+            return {"from": values, "to": result}
+
+        return call
 
     direction = "NCHW to NHWC" if to_channels_last else "NHWC to NCHW"
-    return TrafficCase(f"{direction}, {name} planes", str(dtype).removeprefix("torch."), call)
+    return TrafficCase(f"{direction}, {name} planes", str(dtype).removeprefix("torch."), prepare)
 
 
 CASES = [
