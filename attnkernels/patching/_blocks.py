@@ -19,13 +19,13 @@ from ..layers import _guard
 from ..layers._excitation import OP, Excitation
 from ..layers._fusing import has_its, is_bare, method_owner, must_run_eager, pointwise_name, qualified_name
 from ..layers._guard import Guard
-from ..ops.squeeze_excite.schema import NORM_ACTIVATION, OUTPUT_ACTIVATION
+from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
 from ._dispatch import FLAG, backend_of, is_served
 from ._excitation import excitation_inside, keep_only_if_patched
 from ._ownership import counted, counts_of_new, dispatch_modes, function_modes
 
-_operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
+_operator = torch.ops.attnkernels.squeeze_excite_.default
 
 # What these return is new memory at each call.
 _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
@@ -115,7 +115,7 @@ def _activations(between: Sequence[nn.Module]) -> list[str] | None:
         return None
     names = [pointwise_name(child.__class__) for child in rest]
     names = [name for name in names if name != "identity"]
-    if len(names) > 1 or not {None, *NORM_ACTIVATION}.issuperset(names) or None in names:
+    if len(names) > 1 or not {None, *INPUT_ACTIVATION}.issuperset(names) or None in names:
         return None
     return names if norm.running_mean is not None and all(map(is_bare, (norm, *rest))) else None
 
@@ -167,7 +167,7 @@ def _cache(
     modes = (norm, *watched)
     if any(module.training for module in modes):
         return None
-    codes = (NORM_ACTIVATION[found.norm_activation], *found.excitation.codes(), OUTPUT_ACTIVATION[output_activation])
+    codes = (INPUT_ACTIVATION[found.norm_activation], *found.excitation.codes(), OUTPUT_ACTIVATION[output_activation])
     guard = _guard.cache(
         block,
         [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],

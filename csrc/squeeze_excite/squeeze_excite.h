@@ -8,7 +8,7 @@ namespace attnkernels::squeeze_excite {
 enum class Activation : int { kRelu = 0, kSilu = 1 };
 enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
 enum class OutputActivation : int { kNone = 0, kRelu = 1 };
-enum class NormActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
+enum class InputActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
 enum Needs : int { kNeedsX = 1, kNeedsResidual = 2, kNeedsWeights = 4 };
 
 // x, y and residual are dense in one layout: [N, C, HW] or, channels_last, [N, HW, C].

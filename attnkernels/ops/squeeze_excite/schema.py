@@ -16,7 +16,7 @@ from .checks import ACTIVATIONS, GATES, OUTPUT_ACTIVATIONS
 ACTIVATION = {name: number for number, name in enumerate(ACTIVATIONS)}
 GATE = {name: number for number, name in enumerate(GATES)}
 OUTPUT_ACTIVATION = {name: number for number, name in enumerate(OUTPUT_ACTIVATIONS)}
-NORM_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
+INPUT_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
 
 # Bits of `needs` in the backward operator, in the order of its results.
 NEEDS_X, NEEDS_RESIDUAL, NEEDS_WEIGHTS = 1, 2, 4
@@ -100,15 +100,15 @@ define(
     f"{_TRITON}:squeeze_excite_backward",
 )
 
-# squeeze_excite of activation(batch_norm(x)), by running statistics, written over x, which is contiguous or
-# channels_last. For inference, and of the CPU library alone.
+# squeeze_excite of input_activation(batch_norm(x)), by running statistics, written over x, which is contiguous or
+# channels_last; of input_activation(x) where no norm is given. For inference, and of the CPU library alone.
 torch.library.define(
-    "attnkernels::batch_norm_squeeze_excite_",
-    "(Tensor(a!) x, Tensor norm_mean, Tensor norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
-    f" float norm_epsilon, int norm_activation, {_FORWARD_ARGUMENTS}) -> ()",
+    "attnkernels::squeeze_excite_",
+    "(Tensor(a!) x, Tensor? norm_mean, Tensor? norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
+    f" float norm_epsilon, int input_activation, {_FORWARD_ARGUMENTS}) -> ()",
 )
 torch.library.register_fake(
-    "attnkernels::batch_norm_squeeze_excite_", lambda *arguments: check_devices("squeeze_excite", "x", *arguments)
+    "attnkernels::squeeze_excite_", lambda *arguments: check_devices("squeeze_excite", "x", *arguments)
 )
 
 
