@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import backends
+from .._guard import cache, match
+from .._modules import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ..ops.squeeze_excite.checks import check
 from ..ops.squeeze_excite.schema import ACTIVATION, GATE, run
-from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
-from ._guard import cache, match
 
 OP = "squeeze_excite"
 

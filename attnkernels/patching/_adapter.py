@@ -19,7 +19,7 @@ from types import CodeType
 
 from torch import nn
 
-from ..layers._fusing import lives_as_long_as_the_process, qualified_name
+from .._modules import lives_as_long_as_the_process, qualified_name
 from ._dispatch import Serve, is_wrapped_by_others, original_forward, takes_one_input
 
 

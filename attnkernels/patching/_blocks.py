@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import backends
-from ..layers import _guard
+from .. import _guard, backends
+from .._context import PASSES_MODULES, is_ordinary
+from .._guard import Guard
+from .._modules import has_its, is_bare, method_owner, pointwise_name, qualified_name
 from ..layers._excitation import OP, Excitation
-from ..layers._fusing import has_its, is_bare, method_owner, must_run_eager, pointwise_name, qualified_name
-from ..layers._guard import Guard
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, OUTPUT_ACTIVATION
 from ._adapter import Adapter, fingerprint
 from ._dispatch import FLAG, backend_of, is_served
@@ -155,7 +155,7 @@ def _is_on_cpu(x: object) -> bool:
 def _cache(
     block: nn.Module, x: Tensor, pattern_of: PatternOf, output_activation: str | None, watched: Iterable[nn.Module]
 ) -> Guard | None:
-    if must_run_eager(x):
+    if not is_ordinary(x, PASSES_MODULES):
         return None
     backend = backend_of(block)
     if backends.plain_backend(x, backend) != "cpu":

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers._fusing import method_owner
-from ..layers._guard import invalidate
+from .._guard import invalidate
+from .._modules import method_owner
 
 FLAG = "_attnkernels"
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import backends
+from .._context import PASSES_MODULES, is_ordinary
+from .._guard import PART, cache, invalidate, match
+from .._modules import are_ordinary, is_bare, qualified_name
 from ..layers._excitation import OP, Excitation, cache_excitation, excited
-from ..layers._fusing import are_ordinary, is_bare, must_run_eager, qualified_name
-from ..layers._guard import PART, cache, invalidate, match
 from ..ops import squeeze_excite
 from ._adapter import Adapter
 from ._availability import is_unserved
@@ -92,7 +93,7 @@ def fusable(
             if are_ordinary(*weights):  # a layout may have changed
                 return guard.extra._replace(weights=weights)
     backend = backend_of(module)
-    if must_run_eager(x) or x.dim() != 4 or is_unserved(x, backend):
+    if not is_ordinary(x, PASSES_MODULES) or x.dim() != 4 or is_unserved(x, backend):
         return None
     found = arguments(module)
     if found.__class__ is str or not are_ordinary(*found.weights):

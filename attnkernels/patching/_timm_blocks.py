@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .._guard import Guard
+from .._modules import is_bare, pointwise_name, qualified_name
 from ..layers._excitation import OP, Excitation
-from ..layers._fusing import is_bare, pointwise_name, qualified_name
-from ..layers._guard import Guard
 from ._adapter import Adapter, fingerprint
 from ._blocks import Pattern, block_adapter, excite_over, match, pattern, through, to_convolution
 from ._dispatch import backend_of, is_served

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import NOT_BARE, is_bare, must_run_eager
+from .._context import PASSES_MODULES, is_ordinary
+from .._modules import NOT_BARE, is_bare
 from ..ops import selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ._adapter import Adapter, is_original
@@ -40,7 +41,11 @@ def _selective_kernel(module: nn.Module) -> tuple | str:
 
 
 def _forward_selective_kernel(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
-    if must_run_eager(x) or is_unserved(x, backend_of(self)) or isinstance(_selective_kernel(self), str):
+    if (
+        not is_ordinary(x, PASSES_MODULES)
+        or is_unserved(x, backend_of(self))
+        or isinstance(_selective_kernel(self), str)
+    ):
         return original(self, x)
     inputs = [x] * len(self.paths)
     if self.split_input:
@@ -65,7 +70,11 @@ def _split_attention(module: nn.Module) -> tuple | str:
 
 def _forward_split_attention(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
     """Its result keeps x's memory format, where the original forward returns contiguous memory always."""
-    if must_run_eager(x) or is_unserved(x, backend_of(self)) or isinstance(_split_attention(self), str):
+    if (
+        not is_ordinary(x, PASSES_MODULES)
+        or is_unserved(x, backend_of(self))
+        or isinstance(_split_attention(self), str)
+    ):
         return original(self, x)
     x = self.act0(self.drop(self.bn0(self.conv(x))))
     samples, channels, height, width = x.shape

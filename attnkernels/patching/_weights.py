@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from .._modules import qualified_name
 from ..layers._excitation import Excitation
-from ..layers._fusing import qualified_name
 from ._blocks import Pattern
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

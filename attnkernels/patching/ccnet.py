@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import is_bare, must_run_eager, qualified_name
+from .._context import PASSES_MODULES, is_ordinary
+from .._modules import is_bare, qualified_name
 from ..ops import criss_cross_attention
 from ._adapter import Adapter, source_fingerprint
 from ._availability import is_unserved
@@ -59,7 +60,7 @@ def _attended(self: nn.Module, x: Tensor, obstacle: Callable[[nn.Module], tuple 
     """The attention of a patched module; None where its original forward has to run."""
     # Unlike squeeze-and-excitation, a compiled model gains from the op: the compiler would store all energies.
     compiling = torch.compiler.is_compiling()
-    plain = not compiling and must_run_eager(x)
+    plain = not compiling and not is_ordinary(x, PASSES_MODULES)
     # ONNX knows the formula, but not torch.diag, of which mmcv makes its mask.
     if (plain and not torch.onnx.is_in_onnx_export()) or x.dim() != 4:
         return None

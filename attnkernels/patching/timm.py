@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .._modules import is_bare, qualified_name
 from ..layers._excitation import Excitation, excitation
-from ..layers._fusing import is_bare, qualified_name
 from ._dispatch import Serve, backend_of
 from ._excitation import Arguments, excitation_adapter, excite, fusable
 

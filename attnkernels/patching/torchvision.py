@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .._guard import Guard
+from .._modules import has_its, is_bare, qualified_name
 from ..layers._excitation import Excitation, excitation
-from ..layers._fusing import has_its, is_bare, qualified_name
-from ..layers._guard import Guard
 from ._adapter import Adapter, fingerprint
 from ._blocks import Pattern, block_adapter, pattern, through
 from ._excitation import excitation_adapter, is_excitation

@@ -12,7 +12,7 @@ from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 import attnkernels
-from attnkernels.layers import _guard
+from attnkernels import _guard
 from attnkernels.patching import _adapter, _registry
 
 from .blocks import BLOCK, BLOCKS, MODULE, hook, made, operators, run
