@@ -36,6 +36,10 @@ class Excitation(NamedTuple):
             for name in ("weight", "bias")
         ]
 
+    def taken(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """The layers whose tensors the op takes, with the names of these."""
+        return [(layer, ("weight", "bias")) for layer in self.layers if layer is not None]
+
     def methods_of(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
         """Where the methods are that must not change, for a guard."""
         return [(method_owner(method, type(module)).__dict__, method) for method in self.methods]

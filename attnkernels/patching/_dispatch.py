@@ -48,6 +48,12 @@ def is_flagged(module: nn.Module) -> bool:
     return FLAG in module.__dict__
 
 
+def keep_only_if_patched(module: nn.Module, backend: str) -> None:
+    """Drop the guard that a call has just cached, where another thread has unpatched or changed the module since."""
+    if module.__dict__.get(FLAG) != backend:
+        invalidate(module)
+
+
 def is_served(module: nn.Module) -> bool:
     """Whether calling the module's forward is no more than the op that serves it."""
     return FLAG in module.__dict__ and _is_dispatcher(module.__class__.forward)
