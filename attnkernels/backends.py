@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
+from torch import Tensor
 from torch.overrides import has_torch_function
 
 from . import _forced, _load
+from ._context import FUNCTION, PLAIN, TENSORS, beyond_reverse_mode, is_ordinary
+from ._context import transforms_active as transforms_active
 from ._messages import not_among
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 GPU_BACKENDS = ("cuda", "triton")  # best first, where an op does not say otherwise
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 _HIDDEN = ("emulated",)  # the CUDA kernels on the host: tests only
-PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
-transforms_active = torch._C._are_functorch_transforms_active
 
 
 OPS: dict[str, Op] = {}  # by the name of their public function
@@ -272,13 +270,10 @@ def overridden(tensors: tuple[Any, ...]) -> bool:
 def needs_formula(*tensors: Tensor | None) -> str:
     """Why nothing but the plain formula can take these tensors now ("where ..."); empty where kernels can.
 
-    The kernels know reverse mode, one call at a time. Tangents, batches of vmap and nested transforms would be lost on
-    them; a subclass may hold its values anywhere.
+    A subclass may hold its values anywhere.
     """
-    if transforms_active():
-        return "inside torch.func transforms and vmap"
-    if forward_ad._current_level >= 0:
-        return "inside a forward-mode level"
+    if transform := beyond_reverse_mode():
+        return transform
     for tensor in tensors:  # a loop, not all(): this runs on every call
         if tensor.__class__ not in PLAIN:
             return f"where a tensor is of the subclass {tensor.__class__.__name__}"
@@ -286,9 +281,7 @@ def needs_formula(*tensors: Tensor | None) -> str:
 
 
 # Names of this module: the lookups are on the way of every call.
-_TENSORS = frozenset((Tensor, nn.Parameter))
 _grad_enabled = torch.is_grad_enabled
-_compiling = torch.compiler.is_compiling
 _autocasting = torch._C._is_any_autocast_enabled
 
 
@@ -297,6 +290,7 @@ def plain_backend(
     backend: str,
     tensors: Iterable[Any] = (),
     on_gpu: Callable[[Tensor], tuple[str, ...]] = gpu_backends,
+    does: int = FUNCTION,
 ) -> str:
     """The backend of kernels for a call that nothing is special about; empty where each argument is to be considered.
 
@@ -309,19 +303,17 @@ def plain_backend(
         backend: as in `choose`.
         tensors: all tensors of the call, if they are.
         on_gpu: as in `choose`.
+        does: as in `is_ordinary`.
     """
     if (
-        _compiling()
-        or x.__class__ not in _TENSORS
+        not is_ordinary(x, does)
         or x.dtype not in FLOATING
         or _autocasting()
-        or transforms_active()
-        or forward_ad._current_level >= 0
         or backend.__class__ is not str  # a question, or an error
     ):
         return ""
     for tensor in tensors:
-        if tensor.__class__ not in _TENSORS and tensor is not None:
+        if tensor.__class__ not in TENSORS and tensor is not None:
             return ""
     if backend == "auto":
         if _grad_enabled() and not _forced.is_simple():

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import backends
+from .._guard import cache, match
+from .._modules import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ..ops.squeeze_excite.checks import ACTIVATIONS, GATES, check
 from ..ops.squeeze_excite.schema import SQUEEZE_EXCITE
-from ._fusing import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
-from ._guard import cache, match
 
 OP = "squeeze_excite"
 
@@ -35,6 +35,10 @@ class Excitation(NamedTuple):
             for layer in (reduce, expand)
             for name in ("weight", "bias")
         ]
+
+    def taken(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """The layers whose tensors the op takes, with the names of these."""
+        return [(layer, ("weight", "bias")) for layer in self.layers if layer is not None]
 
     def methods_of(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
         """Where the methods are that must not change, for a guard."""

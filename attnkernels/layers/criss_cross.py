@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._context import PASSES_MODULES, is_ordinary
 from ..ops import _checks, criss_cross_attention
 from ..ops.criss_cross.reference import attended
-from ._fusing import must_run_eager
 from ._input import called
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -64,7 +64,7 @@ class CrissCrossAttention(nn.Module):
                 out = attended(query, key, value)
             else:  # which TorchScript does not compile
                 # The compiler cannot do without the energies, so it gets the op as well; tracers do not know it.
-                plain = not torch.compiler.is_compiling() and must_run_eager(x)
+                plain = not torch.compiler.is_compiling() and not is_ordinary(x, PASSES_MODULES)
                 out = criss_cross_attention(query, key, value, backend="reference" if plain else "auto")
             x = self.gamma * out + x
         return x

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .._context import PASSES_MODULES, is_ordinary
 from ..ops import _checks, selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ..ops.selective_kernel.reference import pooled, selected
-from ._fusing import must_run_eager
 from ._input import called
 
 
@@ -108,7 +108,7 @@ class SelectiveKernel(nn.Module):
         if torch.jit.is_scripting():
             return selected(branches, self.attn(pooled(branches)))
         else:  # which TorchScript does not compile
-            backend = "reference" if must_run_eager(branches[0]) else "auto"
+            backend = "auto" if is_ordinary(branches[0], PASSES_MODULES) else "reference"
             return selective_kernel(branches, self.attn, backend=backend)
 
     def _first(self) -> tuple[nn.Module | None, int]:
@@ -175,7 +175,7 @@ class SKConv(nn.Module):
         if torch.jit.is_scripting():
             return selected(branches, self._logits(pooled(branches)))
         else:  # which TorchScript does not compile
-            backend = "reference" if must_run_eager(branches[0]) else "auto"
+            backend = "auto" if is_ordinary(branches[0], PASSES_MODULES) else "reference"
             return selective_kernel(branches, self._logits, backend=backend)
 
     def _first(self) -> tuple[nn.Module | None, int]:

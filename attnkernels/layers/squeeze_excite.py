@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._context import PASSES_MODULES, is_ordinary
+from .._modules import affine, are_ordinary, is_bare, pointwise_name
 from ..ops import _checks, squeeze_excite
 from ._excitation import cache_excitation, excitation, excited
-from ._fusing import affine, are_ordinary, is_bare, must_run_eager, pointwise_name
 from ._input import called
 from ._upstream_keys import as_convolutions, rename
 
@@ -90,7 +91,7 @@ class SqueezeExcite(nn.Module):
         return called(self, self._considered, x, self._first)
 
     def _considered(self, x: Tensor) -> Tensor:
-        if must_run_eager(x):
+        if not is_ordinary(x, PASSES_MODULES):
             return self._children_in_turn(x)
         found = excitation(self, "fc1", "act", "fc2", "gate")
         if not isinstance(found, str) and are_ordinary(*found.weights):

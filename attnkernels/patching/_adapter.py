@@ -3,7 +3,7 @@
 An adapter serves one upstream class. Upstream libraries are never imported: a class is recognised by its qualified
 name. The name alone does not say what the forward computes, and a release may change that, so the forward is recognised
 too, by a fingerprint of its source: a forward nobody compared with the adapter's is left alone. Fingerprints ignore
-comments, docstrings, annotations and formatting; those of timm's classes have not changed from 0.9.16 to 1.0.31.
+comments, docstrings, annotations and formatting; those that are known are in `_fingerprints.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from types import CodeType
 
 from torch import nn
 
-from ..layers._fusing import lives_as_long_as_the_process, qualified_name
+from .._modules import lives_as_long_as_the_process, qualified_name
+from . import _fingerprints
 from ._dispatch import Serve, is_wrapped_by_others, original_forward, takes_one_input
 
 
@@ -31,7 +32,6 @@ class Adapter:
         op: the public function that runs.
         originals: qualified names of the upstream class, one for each place it has lived; "*.Name" for a class that
             is copied from project to project, and so lives anywhere.
-        fingerprints: of the upstream forwards that this adapter was written for.
         arguments: reads from a module what `forward` gives to the op, or says why the op cannot take this module. It is
             asked when the module is patched and again at each call, as modules may be changed in between.
         forward: what a patched module runs: called with the module, the original forward and the input. Where the op
@@ -39,16 +39,18 @@ class Adapter:
         fuses: what of the module the op computes, in words, or a function that says it of a module.
         within: finds in the module the attention module that has to be replaced as well for this adapter to apply.
         methods: the methods that the upstream forward consists of, which the fingerprint covers.
+        is_part_of_blocks: whether the adapters of blocks may read `arguments` of a module inside a block and call the
+            op, on [N, C, H, W], in the module's place.
     """
 
     op: str
     originals: tuple[str, ...]
-    fingerprints: frozenset[str]
     arguments: Callable[[nn.Module], tuple | str]
     forward: Serve
     fuses: str | Callable[[nn.Module], str] = "the module"
     within: Callable[[nn.Module], nn.Module | None] | None = None
     methods: tuple[str, ...] = ("forward",)
+    is_part_of_blocks: bool = False
 
 
 def source_fingerprint(function: Callable) -> str:
@@ -84,11 +86,11 @@ def fingerprint(cls: type, methods: tuple[str, ...] = ("forward",)) -> str:
 _recognised: dict[tuple[type, str], Callable] = {}
 
 
-def is_original(cls: type, name: str, fingerprints: frozenset[str]) -> bool:
-    """Whether a class has this qualified name and a forward of one of these fingerprints."""
+def is_original(cls: type, name: str) -> bool:
+    """Whether a class has this qualified name and a forward that is known."""
     if _recognised.get((cls, name)) is cls.forward:
         return True
-    if qualified_name(cls) != name or fingerprint(cls) not in fingerprints:
+    if qualified_name(cls) != name or fingerprint(cls) not in _fingerprints.known(name):
         return False
     if lives_as_long_as_the_process(cls):
         _recognised[cls, name] = cls.forward
@@ -101,9 +103,10 @@ def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | Non
     Subclasses are served where they inherit the forward unchanged (FSDP and parametrisations make such ones).
     """
     for base in cls.__mro__:
-        adapter = adapters.get(qualified_name(base))
-        if adapter is None and not base.__module__.startswith("attnkernels."):
-            adapter = adapters.get(f"*.{base.__name__}")
+        name = qualified_name(base)
+        if name not in adapters and not base.__module__.startswith("attnkernels."):
+            name = f"*.{base.__name__}"
+        adapter = adapters.get(name)
         if adapter is None:
             continue
         for method in adapter.methods:
@@ -111,7 +114,7 @@ def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | Non
                 return adapter, f"a subclass of {qualified_name(base)} with a {method} of its own"
         if any(is_wrapped_by_others(getattr(base, method)) for method in adapter.methods):
             return adapter, "its forward is wrapped by something else, which a fused call would pass by"
-        known = fingerprint(base, adapter.methods) in adapter.fingerprints
+        known = fingerprint(base, adapter.methods) in _fingerprints.known(name, adapter.methods)
         if not known or not takes_one_input(original_forward(base.forward)):
             return adapter, "its forward is not the one this was written for (another version of the library?)"
         return adapter, ""

@@ -1,72 +1,102 @@
-"""Blocks in which a batch normalisation, its activation and a squeeze-and-excitation follow a convolution.
+"""Blocks around a squeeze-and-excitation module: the patterns in which an op does more than that module.
 
-In inference on a CPU one operator does all three over the convolution's result, which nobody else has: two reads and
-two writes of a map, the second ones in the cache, in the place of four and three. Everywhere else the block's own
-forward runs, and calls the patched excitation.
+In inference on a CPU one operator does a batch normalisation, an activation and the excitation over the result of the
+convolution before them, which nobody else has: two reads and two writes of a map, the second ones in the cache, in the
+place of four and three. Where the normalisation was folded into the convolution, or never was, it does the rest. In the
+residual blocks of ResNet and SENet the sum and the ReLU after the excitation are done in the same pass, in training and
+on a GPU as well. Everywhere else the block's own forward runs, and calls the patched excitation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import backends
-from ..layers import _guard
+from .._context import WRITES_OVER, is_ordinary
+from .._guard import NAME, PART, Guard, cache, match
+from .._modules import are_ordinary, has_its, is_bare, method_owner, pointwise_name, qualified_name
 from ..layers._excitation import OP, Excitation
-from ..layers._fusing import has_its, is_bare, method_owner, must_run_eager, pointwise_name, qualified_name
-from ..layers._guard import Guard
-from ..ops.squeeze_excite.schema import NORM_ACTIVATION
-from ._adapter import Adapter, fingerprint
-from ._dispatch import FLAG, backend_of, is_served
-from ._excitation import excitation_inside, keep_only_if_patched
-from ._ownership import counted, counts_of_new, dispatch_modes, function_modes
+from ..ops.squeeze_excite.schema import INPUT_ACTIVATION
+from . import _fingerprints
+from ._adapter import Adapter, fingerprint, is_original
+from ._dispatch import FLAG, backend_of, is_served, keep_only_if_patched
+from ._ownership import counted, counts_of_new
+from ._registry import ADAPTERS
+from ._weights import unusual
+from .squeeze_excite import considered, excite
 
-_operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
+_operator = torch.ops.attnkernels.squeeze_excite_.default
 
 # What these return is new memory at each call.
 _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
 _conv2d = F.conv2d
 _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
-_BATCH_NORM_ACT_FORWARDS = frozenset({"0d7e1b90863ee56a"})
+_STATISTICS, _AFFINE = ("running_mean", "running_var"), ("weight", "bias")
+_SEQUENTIAL = "torch.nn.modules.container.Sequential"
+_CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
+_DROP_PATH = "timm.layers.drop.DropPath"
 
 
 class Pattern(NamedTuple):
-    """The modules of a block around its excitation, in the order in which they are called."""
+    """The modules of one block around its excitation, in the order in which they are called."""
 
     before: tuple[nn.Module, ...]
     convolution: nn.Module
-    fused: tuple[nn.Module, ...]  # what the operator stands for: first the normalisation, last the excitation
+    fused: tuple[nn.Module, ...]  # what the operator stands for; the last is the excitation
     after: tuple[nn.Module, ...]
     around: tuple[nn.Module, ...]  # other modules whose calls are passed by
-    norm_activation: str | None
+    norm: nn.Module | None
+    activation: str | None
     excitation: Excitation
     counts: tuple = ()  # what is counted of the convolution's result where it may be written over
 
-    def norm_tensors(self) -> list[tuple[dict, str]]:
-        """Where the normalisation's tensors are."""
-        norm = self.fused[0]
-        return [
-            (norm._buffers, "running_mean"),
-            (norm._buffers, "running_var"),
-            (norm._parameters, "weight"),
-            (norm._parameters, "bias"),
-        ]
+    def taken(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """The layers whose tensors the operator takes, with the names of these."""
+        norm = [] if self.norm is None else [(self.norm, (*_STATISTICS, *_AFFINE))]
+        return norm + self.excitation.taken()
+
+    def tensors(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the operator's tensors are, for a guard."""
+        if self.norm is None:
+            of_norm = [({"absent": None}, "absent")] * 4
+        else:
+            of_norm = [(self.norm._buffers, name) for name in _STATISTICS]
+            of_norm += [(self.norm._parameters, name) for name in _AFFINE]
+        return of_norm + self.excitation.tensors()
 
 
-PatternOf = Callable[[nn.Module], Pattern | str]
+@functools.cache
+def _adapter_inside(cls: type) -> Adapter | None:
+    adapter = ADAPTERS.get(qualified_name(cls))
+    return adapter if adapter is not None and adapter.op == OP and adapter.is_part_of_blocks else None
 
 
-def pattern(
-    head: Sequence[nn.Module],
-    parent: nn.Module,
-    name: str,
-    after: Iterable[nn.Module] = (),
-    around: Iterable[nn.Module] = (),
+def _is_excitation(module: nn.Module | None) -> bool:
+    return _adapter_inside(module.__class__) is not None
+
+
+def _excitation_inside(block: nn.Module, name: str) -> Excitation | str:
+    """What the op takes from a block's child of this name, a bare module; a reason where it is not."""
+    module = block._modules.get(name)
+    if not _is_excitation(module) or not is_bare(module):
+        return f"its {name} is not a bare squeeze-and-excitation module"
+    return _adapter_inside(module.__class__).arguments(module)
+
+
+def _is_sequential(module: nn.Module | None) -> bool:
+    return fingerprint(module.__class__) in _fingerprints.known(_SEQUENTIAL)
+
+
+def _pattern(
+    head: list[nn.Module], parent: nn.Module, name: str, after: Iterable[nn.Module], around: list[nn.Module]
 ) -> Pattern | str:
     """The pattern of a block; a reason where the operator cannot stand for a part of it.
 
@@ -77,18 +107,21 @@ def pattern(
         after: as in Pattern.
         around: as in Pattern.
     """
-    found = excitation_inside(parent, name)
+    found = _excitation_inside(parent, name)
     if isinstance(found, str):
         return found
-    around = tuple(around)
+    if head and is_original(head[-1].__class__, _CONV_NORM_ACT):
+        around, children = [*around, head[-1]], map(head[-1]._modules.get, ("conv", "bn", "aa"))
+        head = [*head[:-1], *(child for child in children if child is not None)]
+    elif head and _is_sequential(head[-1]):
+        around, head = [*around, head[-1]], [*head[:-1], *head[-1]._modules.values()]
     last = max((i for i, module in enumerate(head) if isinstance(module, nn.Conv2d)), default=None)
     if last is not None:
-        before, convolution, between = head[:last], head[last], head[last + 1 :]
-        activations = _activations(between)
-        if activations is not None and _is_pristine(convolution) and all(map(is_bare, around)):
-            activation = activations[0] if activations else None
+        between = head[last + 1 :]
+        prologue = _prologue(between)
+        if prologue is not None and _is_pristine(head[last]) and all(map(is_bare, around)):
             fused = (*between, parent._modules[name])
-            return Pattern(tuple(before), convolution, fused, tuple(after), around, activation, found)
+            return Pattern(tuple(head[:last]), head[last], fused, tuple(after), tuple(around), *prologue, found)
     return f"its {name} does not follow a bare convolution, batch normalisation and activation"
 
 
@@ -103,150 +136,256 @@ def _is_pristine(convolution: nn.Module) -> bool:
     )
 
 
-def _activations(between: Sequence[nn.Module]) -> list[str] | None:
-    """The activation after a batch normalisation, if there is one; None where anything else is found."""
-    if not between:
-        return None
-    norm, *rest = between
-    kind = qualified_name(norm.__class__)
-    if kind == _BATCH_NORM_ACT and fingerprint(norm.__class__) in _BATCH_NORM_ACT_FORWARDS:
-        rest = [*norm._modules.values(), *rest]
-    elif kind != _BATCH_NORM:
-        return None
-    names = [pointwise_name(child.__class__) for child in rest]
-    names = [name for name in names if name != "identity"]
-    if len(names) > 1 or not {None, *NORM_ACTIVATION}.issuperset(names) or None in names:
-        return None
-    return names if norm.running_mean is not None and all(map(is_bare, (norm, *rest))) else None
-
-
-def match(
-    block: nn.Module,
-    x: Tensor,
-    pattern_of: PatternOf,
-    output_activation: str | None = None,
-    watched: Callable[[nn.Module], Iterable[nn.Module]] = lambda block: (),
-) -> Guard | None:
-    """The block's guard, with its pattern as `extra`, for this call; None where the operator must not run in it.
-
-    Args:
-        block: the patched block.
-        x: its input.
-        pattern_of: finds the pattern.
-        output_activation: what the operator does last.
-        watched: finds the block's modules that must not be in training mode, as the normalisation.
-    """
-    if torch.is_grad_enabled() or not _is_on_cpu(x):
-        return None
-    found = _guard.match(block, x)
-    if found is None:
-        guard = _cache(block, x, pattern_of, output_activation, watched(block))
-    else:
-        guard, backend = found
-        if backend != "cpu":
+def _prologue(between: Sequence[nn.Module]) -> tuple[nn.Module | None, str | None] | None:
+    """The normalisation and the activation, each if there is one; None where anything else is found."""
+    if between and is_original(between[0].__class__, _BATCH_NORM_ACT):
+        between = [between[0], *between[0]._modules.values(), *between[1:]]
+    norm = activation = None
+    for position, module in enumerate(between):
+        name = pointwise_name(module.__class__)
+        if not is_bare(module):
             return None
-    return None if guard is None or dispatch_modes() or function_modes() else guard
+        if position == 0 and qualified_name(module.__class__) in (_BATCH_NORM, _BATCH_NORM_ACT):
+            if module.running_mean is None:
+                return None
+            norm = module
+        elif name != "identity":
+            if name is None or name not in INPUT_ACTIVATION or activation is not None:
+                return None
+            activation = name
+    return norm, activation
 
 
-def _is_on_cpu(x: object) -> bool:
-    return isinstance(x, Tensor) and x.is_cpu
+@dataclass(frozen=True)
+class Block:
+    """A block of a library, which computes act(drop(after(gate(before(x)))) + shortcut(x)), by names of its children.
+
+    Attributes:
+        original: the qualified name of its class.
+        before: what is called before the excitation, in order; a name with "?" may be absent.
+        gate: the excitation.
+        after: what is called after it, as `before`.
+        inside: a Sequential of which the excitation is a child, instead of `before`, `gate` and `after`.
+        drop: what is called before the sum.
+        shortcut: what is called on x for the sum; where it is absent, x is added.
+        sums: an attribute of the block without which, or if it is false, nothing is dropped or added; empty: always.
+        act: what is called last.
+        in_place: whether the sum is written over its first operand, as in the block's own forward.
+    """
+
+    original: str
+    before: str = ""
+    gate: str = "se"
+    after: str = ""
+    inside: str = ""
+    drop: str = ""
+    shortcut: str = ""
+    sums: str = ""
+    act: str = ""
+    in_place: bool = False
+
+    def adapter(self) -> Adapter:
+        """The adapter of these blocks."""
+        arguments = self._joined if self._joins else self._pattern_of
+        return Adapter(OP, (self.original,), arguments, self._serve, self._fuses, self._excitation_of)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether the sum and the activation follow the excitation at once, so that the op does them too."""
+        return not self.after and not self.inside
+
+    def _excitation_of(self, block: nn.Module) -> nn.Module | None:
+        if not self.inside:
+            return block._modules.get(self.gate)
+        sequence = block._modules.get(self.inside)
+        return None if sequence is None else next(filter(_is_excitation, sequence._modules.values()), None)
+
+    def _fuses(self, block: nn.Module) -> str:
+        found = self._pattern_of(block)
+        fits = not isinstance(found, str) and not unusual(block, found)
+        norm = fits and found.norm is not None
+        if self._joins:
+            alone = f"{self.gate}, residual sum, {self.act}"
+            return f"{alone}; in inference on a CPU the normalisation as well" if norm else alone
+        return f"{'normalisation, ' if norm else ''}activation, excitation (inference on a CPU)"
+
+    def _drops(self, block: nn.Module) -> tuple[nn.Module, ...]:
+        drop = block._modules.get(self.drop)
+        return () if drop is None else (drop,)
+
+    def _joined(self, block: nn.Module) -> Excitation | str:
+        """What the op takes that does the sum and the activation too; a reason where it cannot."""
+        last = block._modules.get(self.act)
+        if last is None or not is_bare(last) or pointwise_name(last.__class__) != "relu":
+            return f"its {self.act} is not a bare ReLU, the excitation alone is replaced"
+        for drop in self._drops(block):
+            if not is_bare(drop) or (
+                drop.__class__ is not nn.Identity and qualified_name(drop.__class__) != _DROP_PATH
+            ):
+                return f"its {self.drop} is a {qualified_name(drop.__class__)}, the excitation alone is replaced"
+        return _excitation_inside(block, self.gate)
+
+    def _pattern_of(self, block: nn.Module) -> Pattern | str:
+        if self.inside:
+            sequence = block._modules.get(self.inside)
+            if not _is_sequential(sequence):
+                return f"its {self.inside} is no Sequential"
+            names, children = list(sequence._modules), list(sequence._modules.values())
+            at = next((i for i, child in enumerate(children) if _is_excitation(child)), None)
+            if at is None:
+                found = "it has no squeeze-and-excitation module"
+            else:
+                found = _pattern(children[:at], sequence, names[at], children[at + 1 :], [sequence])
+            return f"in its {self.inside}, {found}" if isinstance(found, str) else found
+        around = []
+        if self._joins:
+            if isinstance(obstacle := self._joined(block), str):
+                return obstacle
+            around = [block._modules[self.act], *self._drops(block)]
+        head, after = _children(block, self.before), _children(block, self.after)
+        if head is None or after is None:
+            return "a part of it is missing"
+        return _pattern(head, block, self.gate, after, around)
+
+    # ---- how a patched block runs
+
+    def _serve(self, block: nn.Module, original: Callable, x: Tensor) -> Tensor:
+        guard = self._matched(block, x)
+        if guard is not None:
+            return self._written_over(block, x, guard)
+        found = self._matched_part(block, x) if self._joins else None
+        if found is None or any(drop.training and getattr(drop, "drop_prob", 0) > 0 for drop in self._drops(block)):
+            return original(block, x)
+        y = _through(_children(block, self.before), x)
+        shortcut = self._shortcut(block, x)
+        if shortcut.shape == y.shape and shortcut.dtype == y.dtype:
+            return excite(y, found, backend_of(block), residual=shortcut, output_activation="relu")
+        return self._finished(block, block._modules[self.gate](y), shortcut)
+
+    def _written_over(self, block: nn.Module, x: Tensor, guard: Guard) -> Tensor:
+        """What the block computes, with the operator over the convolution's result where nobody else has that."""
+        found, joins = guard.extra, self._joins
+        shortcut = self._shortcut(block, x) if self.inside else None
+        y, counts = counted(found.convolution, _through(found.before, x))
+        if joins:
+            shortcut = self._shortcut(block, x)
+        if counts == found.counts and _write_over(guard, y, shortcut if joins else None):
+            if joins:
+                return y
+        else:
+            y = _through(found.fused, y)
+        y = _through(found.after, y)
+        return self._finished(block, y, self._shortcut(block, x) if shortcut is None else shortcut)
+
+    def _shortcut(self, block: nn.Module, x: Tensor) -> Tensor | None:
+        """What is added to the block's result; None for nothing."""
+        if self.sums and getattr(block, self.sums) in (None, False):
+            return None
+        shortcut = block._modules.get(self.shortcut)
+        return x if shortcut is None else shortcut(x)
+
+    def _finished(self, block: nn.Module, y: Tensor, shortcut: Tensor | None) -> Tensor:
+        if shortcut is not None:
+            y = _through(self._drops(block), y)
+            if self.in_place:
+                y += shortcut
+            else:
+                y = y + shortcut
+        return block._modules[self.act](y) if self.act else y
+
+    # ---- whether it does
+
+    def _matched(self, block: nn.Module, x: Tensor) -> Guard | None:
+        """The block's guard, with its Pattern as `extra`, where the operator may run in this call."""
+        if torch.is_grad_enabled() or not (isinstance(x, Tensor) and x.is_cpu):
+            return None
+        found = match(block, x, NAME, WRITES_OVER)
+        if found is not None:
+            guard, backend = found
+            return guard if backend == "cpu" else None
+        backend = backend_of(block)
+        if not is_ordinary(x, WRITES_OVER) or backends.plain_backend(x, backend) != "cpu":
+            return None
+        counts, found = counts_of_new(), self._pattern_of(block)
+        if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
+            return None
+        norm = () if found.norm is None else (found.norm,)
+        of_inference = (*norm, *(self._drops(block) if self._joins else ()))
+        if any(module.training for module in of_inference):
+            return None
+        excitation = found.fused[-1]
+        guard = cache(
+            block,
+            [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],
+            found.tensors(),
+            [
+                (F.__dict__, "conv2d"),
+                (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
+                *((module.__dict__, "eps") for module in norm),
+                *((module.__dict__, "training") for module in of_inference),
+                *_settings(found.excitation, excitation),
+            ],
+            (),
+            (
+                found.norm.eps if norm else 0.0,
+                INPUT_ACTIVATION[found.activation],
+                *found.excitation.integers("relu" if self._joins else None),
+            ),
+            backend,
+            found._replace(counts=counts),
+        )
+        keep_only_if_patched(block, backend)
+        return guard
+
+    def _matched_part(self, block: nn.Module, x: Tensor) -> Excitation | None:
+        """The op's arguments where it may do the excitation, the sum and the activation of this call."""
+        known = match(block, x, PART)
+        if known is not None and x.dim() == 4:
+            guard, _ = known
+            try:
+                weights = guard.tensors()
+            except LookupError:
+                pass
+            else:
+                if are_ordinary(*weights):  # a layout may have changed
+                    return guard.extra._replace(weights=weights)
+        backend = backend_of(block)
+        found = considered(block, x, self._joined, backend)
+        if found is None or not is_served(excitation := block._modules[self.gate]):
+            return None
+        if backends.plain_backend(x, backend):
+            passed = (excitation, block._modules[self.act], *self._drops(block), *excitation._modules.values())
+            settings = _settings(found, excitation)
+            cache(block, passed, found.tensors(), settings, (), (), backend, found, name=PART)
+            keep_only_if_patched(block, backend)
+        return found
 
 
-def _cache(
-    block: nn.Module, x: Tensor, pattern_of: PatternOf, output_activation: str | None, watched: Iterable[nn.Module]
-) -> Guard | None:
-    if must_run_eager(x):
+def _settings(found: Excitation, module: nn.Module) -> list[tuple[Any, str]]:
+    """Entries that decide whether the op computes what an excitation inside a block does, for a guard of the block."""
+    return [*((module.__dict__, name) for name in (FLAG, *found.own)), *found.methods_of(module)]
+
+
+def _children(block: nn.Module, names: str) -> list[nn.Module] | None:
+    """The children of these names, as in `Block.before`; None where one is missing."""
+    found = [(name, block._modules.get(name.rstrip("?"))) for name in names.split()]
+    if any(child is None and not name.endswith("?") for name, child in found):
         return None
-    backend = backend_of(block)
-    if backends.plain_backend(x, backend) != "cpu":
-        return None
-    counts, found = counts_of_new(), pattern_of(block)
-    if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
-        return None
-    norm, excitation = found.fused[0], found.fused[-1]
-    modes = (norm, *watched)
-    if any(module.training for module in modes):
-        return None
-    codes = (NORM_ACTIVATION[found.norm_activation], *found.excitation.integers(output_activation))
-    guard = _guard.cache(
-        block,
-        [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],
-        [*found.norm_tensors(), *found.excitation.tensors()],
-        [
-            (F.__dict__, "conv2d"),
-            (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
-            (norm.__dict__, "eps"),
-            *((module.__dict__, "training") for module in modes),
-            *((excitation.__dict__, name) for name in (FLAG, *found.excitation.own)),
-            *found.excitation.methods_of(excitation),
-        ],
-        (),
-        (norm.eps, *codes),
-        backend,
-        found._replace(counts=counts),
-    )
-    keep_only_if_patched(block, backend)
-    return guard
+    return [child for _, child in found if child is not None]
 
 
-def excite_over(guard: Guard, x: Tensor, residual: Tensor | None = None) -> bool:
-    """The operator over x, the convolution's result; False, and x as it was, where it refuses."""
-    epsilon, norm_activation, *codes = guard.arguments
-    try:
-        mean, variance, weight, bias, *weights = guard.tensors()
-        _operator(x, mean, variance, weight, bias, epsilon, norm_activation, *weights, residual, *codes)
-    except (RuntimeError, LookupError):
-        return False
-    return True
-
-
-def to_convolution(found: Pattern, x: Tensor) -> tuple[Tensor, bool]:
-    """x through a pattern up to its convolution, and whether the result may be written over."""
-    for module in found.before:
-        x = module(x)
-    x, counts = counted(found.convolution, x)
-    return x, counts == found.counts
-
-
-def through(guard: Guard, x: Tensor) -> Tensor:
-    """x through the whole pattern of a block, by the guard that `match` returned."""
-    found = guard.extra
-    x, is_ours = to_convolution(found, x)
-    if not is_ours or not excite_over(guard, x):
-        for module in found.fused:
-            x = module(x)
-    for module in found.after:
+def _through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
         x = module(x)
     return x
 
 
-def block_adapter(
-    original: str,
-    fingerprints: set[str],
-    pattern_of: PatternOf,
-    forward: Callable[[nn.Module, Tensor, Guard], Tensor],
-    within: Callable[[nn.Module], nn.Module | None],
-) -> Adapter:
-    """The adapter of a block that only differs from its own forward where `match` finds its pattern.
-
-    Args:
-        original: as in Adapter.
-        fingerprints: as in Adapter.
-        pattern_of: finds the pattern.
-        forward: what the block computes of its input, by the guard; it calls `through`.
-        within: as in Adapter.
-    """
-
-    def serve(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
-        guard = match(self, x, pattern_of)
-        return original(self, x) if guard is None else forward(self, x, guard)
-
-    return Adapter(
-        op=OP,
-        originals=(original,),
-        fingerprints=frozenset(fingerprints),
-        arguments=pattern_of,
-        forward=serve,
-        fuses="normalisation, activation, excitation (inference on a CPU)",
-        within=within,
-    )
+def _write_over(guard: Guard, x: Tensor, residual: Tensor | None) -> bool:
+    """The operator over x, the convolution's result; False, and x as it was, where it refuses."""
+    epsilon, input_activation, *codes = guard.arguments
+    try:
+        mean, variance, weight, bias, *weights = guard.tensors()
+        _operator(x, mean, variance, weight, bias, epsilon, input_activation, *weights, residual, *codes)
+    except (RuntimeError, LookupError):
+        return False
+    return True

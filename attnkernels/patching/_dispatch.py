@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers._fusing import method_owner
-from ..layers._guard import invalidate
+from .._guard import invalidate
+from .._modules import method_owner
 
 FLAG = "_attnkernels"
 
@@ -46,6 +46,12 @@ def backend_of(module: nn.Module) -> str:
 def is_flagged(module: nn.Module) -> bool:
     """Whether the module was patched."""
     return FLAG in module.__dict__
+
+
+def keep_only_if_patched(module: nn.Module, backend: str) -> None:
+    """Drop the guard that a call has just cached, where another thread has unpatched or changed the module since."""
+    if module.__dict__.get(FLAG) != backend:
+        invalidate(module)
 
 
 def is_served(module: nn.Module) -> bool:

@@ -16,11 +16,11 @@ from weakref import getweakrefcount
 import torch
 from torch import Tensor
 
+from .._context import has_modes
+
 _storage_use_count = torch._C._storage_Use_Count
 # Not the storage as a Python object, which takes longer to make than all the rest.
 _storage_address = torch._C._storage_id
-dispatch_modes = torch._C._len_torch_dispatch_stack
-function_modes = torch._C._len_torch_function_stack
 _counts_of_new: tuple = ()
 
 
@@ -30,7 +30,7 @@ def counts_of_new() -> tuple:
     It is measured by `counted` itself, once, because the same references have to be counted in the same places.
     """
     global _counts_of_new
-    if not (_counts_of_new or dispatch_modes() or function_modes() or gettrace()):  # a tracer may hold locals
+    if not (_counts_of_new or has_modes() or gettrace()):  # a tracer may hold locals
         _counts_of_new = counted(lambda _: torch.empty(1), None)[1]
     return _counts_of_new
 

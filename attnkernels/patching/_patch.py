@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import backends
 from .._messages import shortened, shown
-from ..layers._fusing import qualified_name
+from .._modules import qualified_name
 from ._adapter import Adapter, find_adapter
 from ._availability import device_of, unserved, waiting
 from ._dispatch import is_flagged, lock, release, serve

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..layers._excitation import Excitation
-from ..layers._fusing import qualified_name
-from ._blocks import Pattern
+from .._modules import qualified_name
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -20,12 +18,12 @@ def unusual(module: nn.Module, found: tuple, sharded: bool = False) -> str:
 
     Args:
         module: the one to be patched.
-        found: what its adapter's `arguments` returned. Weights that are named there go into one call, and so have to be
-            alike; where none are, the op takes what the module's children return.
+        found: what its adapter's `arguments` returned. Layers that its method `taken` names, if it has one, go into
+            one call, and so have to be alike; otherwise the op takes what the module's children return.
         sharded: whether FSDP looks after the weights, and replaces its DTensors by plain tensors at each call.
     """
-    alike = isinstance(found, Excitation | Pattern)
-    tensors = _taken(module, found) if alike else module.named_parameters()
+    alike = hasattr(found, "taken")
+    tensors = _named(module, found.taken()) if alike else module.named_parameters()
     first: tuple[str, Tensor] | None = None
     for name, tensor in tensors:
         if obstacle := _unusual(tensor, sharded):
@@ -50,22 +48,14 @@ def _unusual(tensor: Tensor, sharded: bool) -> str:
     return ""
 
 
-def _taken(module: nn.Module, found: Excitation | Pattern) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that go into the op, with their names in the module."""
-    if isinstance(found, Pattern):
-        yield from _named(module, found.fused[0], ("running_mean", "running_var", "weight", "bias"))
-        found = found.excitation
-    for layer in found.layers:
-        if layer is not None:
-            yield from _named(module, layer, ("weight", "bias"))
-
-
-def _named(module: nn.Module, layer: nn.Module, attributes: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    path = next(name for name, child in module.named_modules() if child is layer)
-    for attribute in attributes:
-        tensor = getattr(layer, attribute)
-        if tensor is not None:
-            yield f"{path}.{attribute}", tensor
+def _named(module: nn.Module, taken: Iterable[tuple[nn.Module, Iterable[str]]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module's layers, given by the names of attributes, with their names in the module."""
+    for layer, attributes in taken:
+        path = next(name for name, child in module.named_modules() if child is layer)
+        for attribute in attributes:
+            tensor = getattr(layer, attribute)
+            if tensor is not None:
+                yield f"{path}.{attribute}", tensor
 
 
 def sharded_modules(model: nn.Module) -> set[int]:

@@ -8,7 +8,7 @@ namespace attnkernels::squeeze_excite {
 enum class Activation : int { kRelu = 0, kSilu = 1 };
 enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
 enum class OutputActivation : int { kNone = 0, kRelu = 1 };
-enum class NormActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
+enum class InputActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
 // Bit i of `needs` stands for input i. The weights' gradients come from one pass: any of their bits asks for it.
 enum Needs : int { kNeedsX = 0b000001, kNeedsWeights = 0b011110, kNeedsResidual = 0b100000 };
 

@@ -101,7 +101,7 @@ void run(const Forward<T>& f) {
   using A = Accumulator<T>;
   const Shape& shape = f.shape;
   const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
-  const auto pool = f.normalization.scale ? kernels.normalize_pool : kernels.pool;
+  const auto pool = f.prologue.changes_x() ? kernels.prologue_pool : kernels.pool;
   const int64_t units = shape.channels_last ? shape.pixels : shape.channels;
   const int64_t sample_bytes = shape.channels * shape.pixels * sizeof(T);
   for_groups(Plan(shape, sample_bytes, weight_bytes<T>(f)), shape.samples, [&](int64_t n0, int64_t n1, int64_t parts) {
@@ -155,27 +155,30 @@ void run(const Backward<T>& b, int needs) {
 
 // ---- operators
 
-// A batch normalisation by its running statistics and what comes after it, as scale[c] and shift[c].
-struct BatchNorm {
-  const Tensor &mean, &variance;
-  const Optional &weight, &bias;
+// What precedes the op in the place of x: a batch normalisation by its running statistics, where `mean` and `variance`
+// are given, as scale[c] and shift[c]; then an activation.
+struct Preceding {
+  const Optional &mean, &variance, &weight, &bias;
   double epsilon;
-  NormActivation activation;
+  InputActivation activation;
 
   void check(const Tensor& x) const {
+    STD_TORCH_CHECK(mean ? bool(variance) : !variance && !weight && !bias,
+                    "squeeze_excite: norm_mean, norm_variance: expected both, or no norm at all");
     check_vector("norm_mean", mean, x, x.size(1));
     check_vector("norm_variance", variance, x, x.size(1));
     check_vector("norm_weight", weight, x, x.size(1));
     check_vector("norm_bias", bias, x, x.size(1));
-    STD_TORCH_CHECK(activation >= NormActivation::kNone && activation <= NormActivation::kHardSwish,
-                    "squeeze_excite: norm_activation: expected 0 to 3");
+    STD_TORCH_CHECK(activation >= InputActivation::kNone && activation <= InputActivation::kHardSwish,
+                    "squeeze_excite: input_activation: expected 0 to 3");
   }
 
-  // The two rows of `coefficients` [2, C].
+  // Scale and shift are written to the two rows of `coefficients` [2, C].
   template <class T>
-  Normalization<Accumulator<T>> fold(Accumulator<T>* coefficients, int64_t channels) const {
+  Prologue<Accumulator<T>> fold(Accumulator<T>* coefficients, int64_t channels) const {
     using A = Accumulator<T>;
-    const Tensor dense_mean = attnkernels::contiguous(mean), dense_variance = attnkernels::contiguous(variance);
+    if (!mean) return {nullptr, nullptr, activation};
+    const Optional dense_mean = attnkernels::contiguous(mean), dense_variance = attnkernels::contiguous(variance);
     const Optional dense_weight = attnkernels::contiguous(weight), dense_bias = attnkernels::contiguous(bias);
     A *scale = coefficients, *shift = coefficients + channels;
     SIMD_CHOOSE(fold_batch_norm<T>)
@@ -185,21 +188,21 @@ struct BatchNorm {
   }
 };
 
-// Writes y, which is x itself where there is a normalisation, and returns `saved`; x is dense.
+// Writes y, which is x itself where something precedes, and returns `saved`; x is dense.
 Tensor forward_into(const Call& call, const Tensor& x, const Optional& residual, const Tensor& y, bool stream,
-                    const BatchNorm* norm = nullptr) {
+                    const Preceding* preceding = nullptr) {
   const Shape& shape = call.shape;
   if (residual) check_map("residual", *residual, x);
   const Optional dense_residual = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
   Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, accumulation_dtype(x.scalar_type()));
   cpu::dispatch("squeeze_excite: x", x.scalar_type(), [&]<class T>(T) {
     using A = Accumulator<T>;
-    std::vector<A> scratch(shape.samples * shape.hidden + (norm ? 2 * shape.channels : 0));
+    std::vector<A> scratch(shape.samples * shape.hidden + (preceding && preceding->mean ? 2 * shape.channels : 0));
     A* of_norm = scratch.data() + shape.samples * shape.hidden;
     run(Forward<T>{.shape = shape,
                    .single_layer = call.single_layer,
                    .stream = stream,
-                   .normalization = norm ? norm->fold<T>(of_norm, shape.channels) : Normalization<A>{},
+                   .prologue = preceding ? preceding->fold<T>(of_norm, shape.channels) : Prologue<A>{},
                    .parameters = call.parameters<T>(),
                    .x = input<T>(x),
                    .residual = input<T>(dense_residual),
@@ -221,18 +224,19 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& reduce_weigh
   return {std::move(y), std::move(saved)};
 }
 
-// Over x: its lines are in the cache already, so that nothing is streamed past it.
-void normalized_forward_over(const Tensor& x, const Tensor& norm_mean, const Tensor& norm_variance,
-                             const Optional& norm_weight, const Optional& norm_bias, double norm_epsilon,
-                             int64_t norm_activation, const Optional& reduce_weight, const Optional& reduce_bias,
-                             const Tensor& expand_weight, const Optional& expand_bias, const Optional& residual,
-                             int64_t activation, int64_t gate, int64_t output_activation) {
+// In place, and without non-temporal stores: x's lines are in the cache already.
+void forward_over(const Tensor& x, const Optional& norm_mean, const Optional& norm_variance,
+                  const Optional& norm_weight, const Optional& norm_bias, double norm_epsilon, int64_t input_activation,
+                  const Optional& reduce_weight, const Optional& reduce_bias, const Tensor& expand_weight,
+                  const Optional& expand_bias, const Optional& residual, int64_t activation, int64_t gate,
+                  int64_t output_activation) {
   const Call call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, output_activation);
   STD_TORCH_CHECK(call.channels_last || x.is_contiguous(),
                   "squeeze_excite: x: expected contiguous or channels_last memory");
-  const BatchNorm norm{norm_mean, norm_variance, norm_weight, norm_bias, norm_epsilon, NormActivation(norm_activation)};
-  norm.check(x);
-  forward_into(call, x, residual, x, false, &norm);
+  const Preceding preceding{norm_mean, norm_variance, norm_weight,
+                            norm_bias, norm_epsilon,  InputActivation(input_activation)};
+  preceding.check(x);
+  forward_into(call, x, residual, x, false, &preceding);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -293,7 +297,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   m.impl("squeeze_excite", TORCH_BOX(&forward));
-  m.impl("batch_norm_squeeze_excite_", TORCH_BOX(&normalized_forward_over));
+  m.impl("squeeze_excite_", TORCH_BOX(&forward_over));
   m.impl("squeeze_excite_backward", TORCH_BOX(&backward));
 }
 

@@ -18,9 +18,10 @@ struct Saved {
 
 // What is done to x first, in place: activation(x scale[c] + shift[c]).
 template <class A>
-struct Normalization {
-  const A *scale, *shift;  // null: nothing
-  NormActivation activation;
+struct Prologue {
+  const A *scale, *shift;  // null: the activation alone
+  InputActivation activation;
+  bool changes_x() const { return scale || activation != InputActivation::kNone; }
 };
 
 template <class T>
@@ -28,8 +29,8 @@ struct Forward {
   using A = Accumulator<T>;
   Shape shape;
   bool single_layer;
-  bool stream;                     // y is large: written past the caches
-  Normalization<A> normalization;  // then y is x, and stream is false
+  bool stream;           // y is large: written past the caches
+  Prologue<A> prologue;  // where it changes x, y is x, and stream is false
   Parameters<T> parameters;
   const T *x, *residual;
   T* y;
@@ -58,7 +59,7 @@ template <class T>
 struct Kernels {
   using A = Accumulator<T>;
   void (*pool)(const Forward<T>&, int64_t n, int64_t first, int64_t last, A* sums);
-  void (*normalize_pool)(const Forward<T>&, int64_t n, int64_t first, int64_t last, A* sums);
+  void (*prologue_pool)(const Forward<T>&, int64_t n, int64_t first, int64_t last, A* sums);
   void (*reduce)(const Forward<T>&, int64_t n0, int64_t n1, int64_t begin, int64_t end);
   void (*expand)(const Forward<T>&, int64_t n0, int64_t n1, int64_t begin, int64_t end);
   void (*scale)(const Forward<T>&, int64_t n, int64_t first, int64_t last);

@@ -92,29 +92,33 @@ void fold_batch_norm(int64_t channels, const T* mean, const T* variance, const T
   });
 }
 
-// The same of z = activation(x scale[c] + shift[c]), which is left in the place of x.
+// The same of z = activation(x scale[c] + shift[c]), or of activation(x), which is left in the place of x.
 template <class T>
-void normalize_pool(const Forward<T>& f, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
+void prologue_pool(const Forward<T>& f, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
   using V = Vec<T>;
   using A = Accumulator<T>;
   T* x = f.y + n * f.shape.channels * f.shape.pixels;
   const auto pool_of = [&](auto activation) {
-    pool_units<T>(
-        f.shape, first, last, sums,
-        [=](V sum, int64_t i, auto read, V scale, V shift) {
-          return sum + read.write(x + i, activation(fma(read(x + i), scale, shift)));
-        },
-        f.normalization.scale, f.normalization.shift);
+    if (f.prologue.scale)
+      pool_units<T>(
+          f.shape, first, last, sums,
+          [=](V sum, int64_t i, auto read, V scale, V shift) {
+            return sum + read.write(x + i, activation(fma(read(x + i), scale, shift)));
+          },
+          f.prologue.scale, f.prologue.shift);
+    else
+      pool_units<T>(f.shape, first, last, sums,
+                    [=](V sum, int64_t i, auto read) { return sum + read.write(x + i, activation(read(x + i))); });
   };
   const V zero = {}, one = broadcast<A>(1), half = broadcast<A>(0.5), sixth = broadcast<A>(A(1) / 6);
-  switch (f.normalization.activation) {
-    case NormActivation::kNone:
+  switch (f.prologue.activation) {
+    case InputActivation::kNone:
       return pool_of([](V z) { return z; });
-    case NormActivation::kRelu:
+    case InputActivation::kRelu:
       return pool_of([=](V z) { return max(zero, z); });
-    case NormActivation::kSilu:
+    case InputActivation::kSilu:
       return pool_of([](V z) { return silu(z); });
-    case NormActivation::kHardSwish:
+    case InputActivation::kHardSwish:
       return pool_of([=](V z) { return z * min(one, max(zero, fma(z, sixth, half))); });
   }
 }
@@ -312,7 +316,7 @@ void backward_weights(const Backward<T>& b) {
 
 template <class T>
 inline constexpr Kernels<T> kKernels = {
-    pool<T>,          normalize_pool<T>,  reduce<T>,          expand<T>,         scale<T>,           backward_pool<T>,
+    pool<T>,          prologue_pool<T>,   reduce<T>,          expand<T>,         scale<T>,           backward_pool<T>,
     backward_gate<T>, backward_expand<T>, backward_reduce<T>, backward_scale<T>, backward_weights<T>};
 
 }  // namespace

@@ -113,27 +113,30 @@ def test_streaming(level, layout, dtype):
     check_with_relu(*make(1, 401, 7, side, side, dtype, layout))
 
 
-NORM_ACTIVATIONS = (lambda z: z, F.relu, F.silu, lambda z: z * (z / 6 + 0.5).clamp(0, 1))
+INPUT_ACTIVATIONS = (lambda z: z, F.relu, F.silu, lambda z: z * (z / 6 + 0.5).clamp(0, 1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-def test_over_batch_norm_at_every_row_end(level, dtype, layout):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_in_place_at_every_row_end(level, normalised, dtype, layout):
     for i, (height, width, channels) in enumerate(SIZES):
         (x, *weights), residual = make(5, channels, 1 + i, height, width, dtype, layout)
         mean, scale, shift = (torch.linspace(a, b, channels).to(dtype) for a, b in ((-1, 1), (2, 1), (-1, 2)))
         variance = torch.linspace(0.5, 2, channels).to(dtype)
         if i % 3 == 1:
             scale = shift = None  # affine=False
+        if not normalised:
+            mean = variance = scale = shift = None
         residual, output_activation = (residual, 1) if i % 2 else (None, 0)
         got = x.clone()
-        torch.ops.attnkernels.batch_norm_squeeze_excite_(
+        torch.ops.attnkernels.squeeze_excite_(
             got, mean, variance, scale, shift, 1e-3, i % 4, *weights, residual, 1, 1, output_activation
         )
         x, mean, variance, scale, shift, residual, *weights = (
             None if value is None else value.double() for value in (x, mean, variance, scale, shift, residual, *weights)
         )
-        z = NORM_ACTIVATIONS[i % 4](F.batch_norm(x, mean, variance, scale, shift, eps=1e-3))
+        z = INPUT_ACTIVATIONS[i % 4](F.batch_norm(x, mean, variance, scale, shift, eps=1e-3) if normalised else x)
         want = attnkernels.squeeze_excite(
             z, *weights, activation="silu", gate="hard_sigmoid", residual=residual,
             output_activation="relu" if output_activation else None, backend="reference",
@@ -143,17 +146,17 @@ def test_over_batch_norm_at_every_row_end(level, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("samples", [1, 3, 8])
-def test_over_batch_norm_with_threads(level, threads, layout, samples):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_in_place_with_threads(level, threads, layout, samples, normalised):
     side = {1: 23, 3: 13, 8: 9}[samples]
     (x, *weights), residual = make(samples, 101, 7, side, side, torch.float32, layout)
-    norm = (torch.linspace(-1, 1, 101), torch.linspace(0.5, 2, 101), None, None)
+    norm = (torch.linspace(-1, 1, 101), torch.linspace(0.5, 2, 101), None, None) if normalised else (None,) * 4
     results = [x.clone(), x.clone()]
     for result in results:
-        torch.ops.attnkernels.batch_norm_squeeze_excite_(result, *norm, 1e-5, 2, *weights, residual, 0, 0, 1)
+        torch.ops.attnkernels.squeeze_excite_(result, *norm, 1e-5, 2, *weights, residual, 0, 0, 1)
     assert torch.equal(*results)
     x, residual, *weights = (value.double() for value in (x, residual, *weights))
-    mean, variance = (value.double() for value in norm[:2])
-    z = F.silu(F.batch_norm(x, mean, variance))
+    z = F.silu(F.batch_norm(x, *(value.double() for value in norm[:2])) if normalised else x)
     want = attnkernels.squeeze_excite(
         z, *weights, residual=residual, output_activation="relu", backend="reference"
     )  # fmt: skip

@@ -82,17 +82,18 @@ def test_no_operator_is_left_out():
 @pytest.mark.skipif(not _load.is_loaded("cpu"), reason="the CPU library was not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
-def test_operands_of_batch_norm_squeeze_excite_start_anywhere(layout, dtype):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_operands_of_squeeze_excite_in_place_start_anywhere(normalised, layout, dtype):
     """The operator that writes into x. (Its numbers: tests/cpu.)"""
     (case,) = (case for case in testing.CASES["squeeze_excite"] if case.name == "residual_relu")
     (x, *weights), kwargs = case.make(dtype, "cpu", layout)
     generator = torch.Generator().manual_seed(1)
     norm = [torch.rand(x.shape[1], generator=generator).to(dtype) + 0.5 for _ in range(4)]
-    tensors = [x, *norm, *weights, kwargs["residual"]]
+    tensors = [x, *(norm if normalised else [None] * 4), *weights, kwargs["residual"]]
 
     def run(offsets: Mapping[int, int]) -> Tensor:
-        moved = [placed(tensor, offsets.get(i, 0)) for i, tensor in enumerate(tensors)]
-        torch.ops.attnkernels.batch_norm_squeeze_excite_(*moved[:5], 1e-5, 1, *moved[5:], 0, 0, 1)
+        moved = [None if tensor is None else placed(tensor, offsets.get(i, 0)) for i, tensor in enumerate(tensors)]
+        torch.ops.attnkernels.squeeze_excite_(*moved[:5], 1e-5, 1, *moved[5:], 0, 0, 1)
         return moved[0]
 
     want = run({})

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkernels import squeeze_excite, testing
-from attnkernels.ops.squeeze_excite.schema import NORM_ACTIVATION, SQUEEZE_EXCITE
+from attnkernels.ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
 
 from .drawing import NUMBERS, call
 
-NORM_ACTIVATIONS = {
+INPUT_ACTIVATIONS = {
     None: lambda z: z,
     "relu": F.relu,
     "silu": F.silu,
@@ -25,10 +25,10 @@ NORM_ACTIVATIONS = {
 @given(
     NUMBERS,
     st.sampled_from([torch.contiguous_format, torch.channels_last]),
-    st.sampled_from(sorted(NORM_ACTIVATIONS, key=str)),
-    st.booleans(),
+    st.sampled_from(sorted(INPUT_ACTIVATIONS, key=str)),
+    st.sampled_from(["affine", "plain", None]),
 )
-def test_over_batch_norm(draw, layout, activation, affine):
+def test_in_place(draw, layout, activation, normalisation):
     case, _ = call("squeeze_excite", draw, "cpu", "cpu")
     (x, *weights), kwargs = case.make()
     x = x.contiguous(memory_format=layout)
@@ -36,16 +36,18 @@ def test_over_batch_norm(draw, layout, activation, affine):
     channel_numbers = torch.randn(4, x.shape[1], dtype=torch.float64, generator=generator)
     mean, variance, scale, shift = (channel_numbers * 0.5 + torch.tensor([0.0, 0, 1, 0])[:, None]).to(x.dtype)
     variance = variance.abs() + 0.5
-    norm = (mean, variance, *((scale, shift) if affine else (None, None)))
+    norm = {"affine": (mean, variance, scale, shift), "plain": (mean, variance, None, None), None: (None,) * 4}[
+        normalisation
+    ]
     got = x.clone()
-    torch.ops.attnkernels.batch_norm_squeeze_excite_(
-        got, *norm, 1e-5, NORM_ACTIVATION[activation], *weights, kwargs.get("residual"),
+    torch.ops.attnkernels.squeeze_excite_(
+        got, *norm, 1e-5, INPUT_ACTIVATION[activation], *weights, kwargs.get("residual"),
         *SQUEEZE_EXCITE.integers((kwargs["activation"], kwargs["gate"], kwargs["output_activation"])),
     )  # fmt: skip
     in_float64 = testing.in_float64
-    z = F.batch_norm(in_float64(x), *map(in_float64, norm)) if x.numel() else in_float64(x)
+    z = F.batch_norm(in_float64(x), *map(in_float64, norm)) if normalisation and x.numel() else in_float64(x)
     want = squeeze_excite(
-        NORM_ACTIVATIONS[activation](z), *map(in_float64, weights), **in_float64(kwargs), backend="reference"
+        INPUT_ACTIVATIONS[activation](z), *map(in_float64, weights), **in_float64(kwargs), backend="reference"
     )  # fmt: skip
     # The sum of a product and a residual may cancel: errors are of the terms' size.
     largest = max(

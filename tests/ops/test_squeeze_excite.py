@@ -8,6 +8,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import squeeze_excite, testing
+from attnkernels.ops.squeeze_excite import schema
 
 
 def arguments(n=2, c=8, h=5, w=4, rd=2, dtype=torch.float32, device="cpu"):
@@ -63,15 +64,18 @@ def test_bad_input_is_named(change, kind, message, recorded):
         squeeze_excite(*arguments())  # everything is usable afterwards
 
 
+NO_NORM = dict.fromkeys(("norm_mean", "norm_variance", "norm_weight", "norm_bias"))
+
+
 @pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
-class TestOverBatchNorm:
+class TestInPlace:
     """The operator that does batch normalisation, activation and excitation over x. (Numbers: tests/cpu.)"""
 
-    operator = torch.ops.attnkernels.batch_norm_squeeze_excite_.default
+    operator = torch.ops.attnkernels.squeeze_excite_.default
 
     def arguments(self, **change):
         x, *weights = arguments()
-        names = ("x", "norm_mean", "norm_variance", "norm_weight", "norm_bias", "norm_epsilon", "norm_activation")
+        names = ("x", "norm_mean", "norm_variance", "norm_weight", "norm_bias", "norm_epsilon", "input_activation")
         norm = (x, torch.randn(8), torch.rand(8), torch.randn(8), torch.randn(8), 1e-5, 2)
         values = dict(zip(names, norm, strict=True)) | dict(zip(NAMES[1:], weights, strict=True))
         values |= dict(residual=None, activation=0, gate=0, output_activation=0)
@@ -82,6 +86,18 @@ class TestOverBatchNorm:
         values = self.arguments()
         torch.library.opcheck(self.operator, (values.pop("x"),), values)
         assert self.operator(torch.empty(0, 8, 5, 4), **values) is None
+        values = self.arguments(**NO_NORM)
+        torch.library.opcheck(self.operator, (values.pop("x"),), values)
+
+    def test_without_a_norm_it_is_the_op_of_the_activation(self):
+        """The same bits: only where the result is written differs."""
+        functions = {None: lambda z: z, "relu": torch.relu}
+        for name, function in functions.items():
+            values = self.arguments(**NO_NORM, input_activation=schema.INPUT_ACTIVATION[name])
+            x = values.pop("x").contiguous()
+            expected = squeeze_excite(function(x), *(values[name] for name in NAMES[1:]))
+            self.operator(x, **values)
+            assert torch.equal(x, expected)
 
     def test_strides(self):
         """Neither contiguous nor channels_last, weights of which every other number counts."""
@@ -104,15 +120,20 @@ class TestOverBatchNorm:
             dict(norm_variance=torch.ones(8).double()),
             dict(norm_weight=torch.ones(9)),
             dict(norm_bias=torch.ones(8, device="meta")),
-            dict(norm_activation=4),
-            dict(norm_activation=-1),
+            dict(input_activation=4),
+            dict(input_activation=-1),
             dict(reduce_weight=torch.ones(2, 9)),
             dict(expand_bias=torch.ones(8, device="meta")),
             dict(residual=torch.ones(2, 8, 5, 5)),
             dict(residual=torch.ones(2, 8, 5, 4, device="meta")),
             dict(gate=2),
+            NO_NORM | dict(norm_mean=torch.ones(8)),
+            NO_NORM | dict(norm_variance=torch.ones(8)),
+            NO_NORM | dict(norm_weight=torch.ones(8)),
+            NO_NORM | dict(norm_bias=torch.ones(8)),
+            dict(norm_variance=None),
         ],
-        ids=lambda change: next(iter(change)),
+        ids=lambda change: ",".join(name for name, value in change.items() if value is not None) or "no norm_variance",
     )
     def test_what_it_refuses_leaves_x_alone(self, change):
         values = self.arguments(**change)

@@ -15,7 +15,7 @@ from torchvision.models import mobilenetv3
 from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.models.regnet import ResBottleneckBlock
 
-BLOCK, MODULE = "batch_norm_squeeze_excite_", "squeeze_excite"
+BLOCK, MODULE = "squeeze_excite_", "squeeze_excite"
 
 # Each on [N, 16, H, W].
 BLOCKS = {

@@ -14,7 +14,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import _load, backends
-from attnkernels.patching import _excitation
+from attnkernels.patching import squeeze_excite as adapter
 from attnkernels.patching._dispatch import release
 
 MISSING = "_C_cpu.so was not built (no compiler)"
@@ -101,13 +101,13 @@ def x() -> torch.Tensor:
 def calls(monkeypatch) -> list[dict]:
     """The keyword arguments of each call of squeeze_excite that a patched module makes."""
     made: list[dict] = []
-    op = _excitation.squeeze_excite
+    op = adapter.squeeze_excite
 
     def recorded(*args, **kwargs):
         made.append(kwargs)
         return op(*args, **kwargs)
 
-    monkeypatch.setattr(_excitation, "squeeze_excite", recorded)
+    monkeypatch.setattr(adapter, "squeeze_excite", recorded)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 import attnkernels
-from attnkernels.layers import _guard
-from attnkernels.patching import _adapter, _registry
+from attnkernels import _guard
+from attnkernels.patching import _adapter, _fingerprints, _registry
 
 from .blocks import BLOCK, BLOCKS, MODULE, hook, made, operators, run
 
@@ -143,8 +144,8 @@ def test_sequences_of_ones_own_keep_the_excitation_alone(sequence, x, own_forwar
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("norm", [nn.Identity, lambda channels: nn.GroupNorm(2, channels)])
-def test_blocks_without_the_pattern_are_left_alone_with_the_reason(norm, x):
+def test_blocks_without_the_pattern_are_left_alone_with_the_reason(x):
+    norm = lambda channels: nn.GroupNorm(2, channels)
     block = MBConv(MBConvConfig(4, 3, 1, 16, 16, 1), stochastic_depth_prob=0.0, norm_layer=norm).double().eval()
     report = attnkernels.patch(block)
     assert [record.original for record in report.replaced] == ["torchvision.ops.misc.SqueezeExcitation"]
@@ -155,9 +156,21 @@ def test_blocks_without_the_pattern_are_left_alone_with_the_reason(norm, x):
 
 
 def test_no_forward_is_known_to_two_adapters():
-    known = [fingerprint for adapter in set(_registry.ADAPTERS.values()) for fingerprint in adapter.fingerprints]
+    known = []
+    for adapter in dict.fromkeys(_registry.ADAPTERS.values()):
+        of_adapter = [_fingerprints.known(name, adapter.methods) for name in adapter.originals]
+        assert all(of_adapter)
+        known += set().union(*of_adapter)
     assert len(known) == len(set(known))
     assert set(map(type, _registry.ADAPTERS.values())) == {_adapter.Adapter}
+
+
+def test_a_class_has_one_adapter():
+    name, adapter = next(iter(_registry.ADAPTERS.items()))
+    before = dict(_registry.ADAPTERS)
+    with pytest.raises(ValueError, match=f"no other adapter recognises, got .*{name}"):
+        _registry.register(dataclasses.replace(adapter, originals=("some.New", name)))
+    assert before == _registry.ADAPTERS
 
 
 def test_inference_tensors(x):

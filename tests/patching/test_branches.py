@@ -12,7 +12,7 @@ from timm.layers.split_attn import SplitAttn
 from torch import nn
 
 import attnkernels
-from attnkernels.patching import _timm_branches
+from attnkernels.patching import selective_kernel
 
 from .conftest import randomized
 
@@ -27,13 +27,13 @@ MODELS = {
 @pytest.fixture
 def ran(monkeypatch):
     backends = []
-    op = _timm_branches.selective_kernel
+    op = selective_kernel.selective_kernel
 
     def recorded(*args, **kwargs):
         backends.append(attnkernels.backend_of("selective_kernel", *args, **kwargs))
         return op(*args, **kwargs)
 
-    monkeypatch.setattr(_timm_branches, "selective_kernel", recorded)
+    monkeypatch.setattr(selective_kernel, "selective_kernel", recorded)
     return backends
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, prune
 from torchvision.ops.misc import SqueezeExcitation
 
 import attnkernels
-from attnkernels.layers import _guard
+from attnkernels import _guard
 
 from .blocks import BLOCK, MODULE, hook, made, operators, run
 from .test_integrations import _replicate

@@ -17,7 +17,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import backends
-from attnkernels.patching import _patch, _timm_branches
+from attnkernels.patching import _patch, selective_kernel
 from attnkernels.patching._dispatch import is_flagged
 
 from .conftest import MISSING, tiny_seresnet
@@ -108,13 +108,13 @@ def test_installed_without_libraries(installed_without_libraries, program, force
 def branch_calls(monkeypatch) -> list[dict]:
     """The keyword arguments of each call of selective_kernel that a patched module makes."""
     made: list[dict] = []
-    op = _timm_branches.selective_kernel
+    op = selective_kernel.selective_kernel
 
     def recorded(*args, **kwargs):
         made.append(kwargs)
         return op(*args, **kwargs)
 
-    monkeypatch.setattr(_timm_branches, "selective_kernel", recorded)
+    monkeypatch.setattr(selective_kernel, "selective_kernel", recorded)
     return made
 
 

@@ -18,7 +18,7 @@ from .checks import ACTIVATIONS, GATES, OUTPUT_ACTIVATIONS, check
 
 # Bits of `needs` in the backward operator; csrc/squeeze_excite/squeeze_excite.h has the same.
 NEEDS_X, NEEDS_WEIGHTS, NEEDS_RESIDUAL = 0b000001, 0b011110, 0b100000
-NORM_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
+INPUT_ACTIVATION = {None: 0, "relu": 1, "silu": 2, "hard_swish": 3}
 
 
 def saved_columns(channels: int, reduce_weight: Tensor | None) -> int:
@@ -93,15 +93,15 @@ _BACKWARD = Operator(
     _backward_flops,
 )
 
-# squeeze_excite of activation(batch_norm(x)), by running statistics, written over x, which is contiguous or
-# channels_last. For inference, and of the CPU library alone.
+# squeeze_excite of input_activation(batch_norm(x)), by running statistics, written over x, which is contiguous or
+# channels_last; of input_activation(x) where no norm is given. For inference, and of the CPU library alone.
 torch.library.define(
-    "attnkernels::batch_norm_squeeze_excite_",
-    "(Tensor(a!) x, Tensor norm_mean, Tensor norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
-    f" float norm_epsilon, int norm_activation, {_FORWARD_ARGUMENTS}) -> ()",
+    "attnkernels::squeeze_excite_",
+    "(Tensor(a!) x, Tensor? norm_mean, Tensor? norm_variance, Tensor? norm_weight, Tensor? norm_bias,"
+    f" float norm_epsilon, int input_activation, {_FORWARD_ARGUMENTS}) -> ()",
 )
 torch.library.register_fake(
-    "attnkernels::batch_norm_squeeze_excite_", lambda *arguments: check_devices("squeeze_excite", "x", *arguments)
+    "attnkernels::squeeze_excite_", lambda *arguments: check_devices("squeeze_excite", "x", *arguments)
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import pytest
@@ -10,12 +9,12 @@ import torch
 from torch import nn
 
 import attnkernels
-from attnkernels.patching import _adapter, _patch, ccnet
+from attnkernels.patching import _adapter, _fingerprints, criss_cross
 from attnkernels.patching._registry import ADAPTERS
 
 from .conftest import MISSING
 
-MMCV, OFFICIAL = ccnet.ADAPTERS
+MMCV, OFFICIAL = ADAPTERS["mmcv.ops.cc_attention.CrissCrossAttention"], ADAPTERS["*.CrissCrossAttention"]
 
 
 def mask(height):
@@ -77,26 +76,24 @@ TopK.__name__ = "CC_module"
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
-    """The adapters, with the fingerprints of the stand-ins in place of the upstream ones."""
-    of = {MMCV: OpenMMLab, OFFICIAL: CrissCrossAttention}
-    adapters = dict(ADAPTERS)
-    for adapter, cls in of.items():
-        known = dataclasses.replace(adapter, fingerprints=frozenset({_adapter.fingerprint(cls)}))
-        adapters.update(dict.fromkeys(adapter.originals, known))
-    monkeypatch.setattr(_patch, "ADAPTERS", adapters)
-    monkeypatch.setattr(ccnet, "_MASKS", frozenset({_adapter.source_fingerprint(mask)}))
+    """The fingerprints of the stand-ins in place of the upstream ones."""
+    known = {("*.INF", "INF"): {_adapter.source_fingerprint(mask)}}
+    for adapter, cls in {MMCV: OpenMMLab, OFFICIAL: CrissCrossAttention}.items():
+        known |= {(name, "forward"): {_adapter.fingerprint(cls)} for name in adapter.originals}
+    for key, value in known.items():
+        monkeypatch.setitem(_fingerprints._known, key, value)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     made = []
-    op = ccnet.criss_cross_attention
+    op = criss_cross.criss_cross_attention
 
     def recorded(*args, **kwargs):
         made.append(kwargs)
         return op(*args, **kwargs)
 
-    monkeypatch.setattr(ccnet, "criss_cross_attention", recorded)
+    monkeypatch.setattr(criss_cross, "criss_cross_attention", recorded)
     return made
 
 

@@ -1,4 +1,4 @@
-"""CCNet: the official criss-cross attention module, wherever it was copied to, and mmcv's.
+"""criss_cross_attention in the modules of CCNet: the official one, wherever it was copied to, and mmcv's.
 
 The official module is not in a package: projects carry copies of it, and variants under the same name that compute
 something else (top-k, other masks, two inputs). So it is known by its class name together with the fingerprints of its
@@ -12,14 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import is_bare, must_run_eager, qualified_name
+from .._context import PASSES_MODULES, is_ordinary
+from .._modules import is_bare, qualified_name
 from ..ops import criss_cross_attention
+from . import _fingerprints
 from ._adapter import Adapter, source_fingerprint
 from ._availability import is_unserved
 from ._dispatch import backend_of
+from ._registry import register
 
 # INF(B, H, W), the mask of the official code: on the current GPU, or on the CPU as many copies have it.
-_MASKS = frozenset({"430a40ddec5c3193", "335d54287b8bd140"})
+_MASK = "*.INF"
 
 
 def _convolutions(module: nn.Module) -> str:
@@ -39,7 +42,7 @@ def _official(module: nn.Module) -> tuple | str:
     if softmax.__class__ is not nn.Softmax or softmax.dim not in (3, -1) or not is_bare(softmax):
         return "its softmax is not a bare Softmax over the last dimension"
     mask = getattr(module, "INF", None)
-    if mask is None or source_fingerprint(mask) not in _MASKS:
+    if mask is None or source_fingerprint(mask) not in _fingerprints.known(_MASK, ("INF",)):
         return "its mask (INF) is not that of the official code"
     return ()
 
@@ -59,7 +62,7 @@ def _attended(self: nn.Module, x: Tensor, obstacle: Callable[[nn.Module], tuple 
     """The attention of a patched module; None where its original forward has to run."""
     # Unlike squeeze-and-excitation, a compiled model gains from the op: the compiler would store all energies.
     compiling = torch.compiler.is_compiling()
-    plain = not compiling and must_run_eager(x)
+    plain = not compiling and not is_ordinary(x, PASSES_MODULES)
     # ONNX knows the formula, but not torch.diag, of which mmcv makes its mask.
     if (plain and not torch.onnx.is_in_onnx_export()) or x.dim() != 4:
         return None
@@ -81,19 +84,8 @@ def _forward_mmcv(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
     return original(self, x) if out is None else (self.gamma(out) + x).contiguous()
 
 
-ADAPTERS = (
-    Adapter(
-        op="criss_cross_attention",
-        originals=("mmcv.ops.cc_attention.CrissCrossAttention",),
-        fingerprints=frozenset({"19e0c4b51ccbf536"}),
-        arguments=_mmcv,
-        forward=_forward_mmcv,
-    ),
-    Adapter(
-        op="criss_cross_attention",
-        originals=("*.CrissCrossAttention", "*.CC_module", "*.CrissCross"),
-        fingerprints=frozenset({"942befffc61a1ca1"}),
-        arguments=_official,
-        forward=_forward_official,
-    ),
-)
+for _originals, _arguments, _forward in (
+    (("mmcv.ops.cc_attention.CrissCrossAttention",), _mmcv, _forward_mmcv),
+    (("*.CrissCrossAttention", "*.CC_module", "*.CrissCross"), _official, _forward_official),
+):
+    register(Adapter("criss_cross_attention", _originals, _arguments, _forward))

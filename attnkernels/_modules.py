@@ -1,11 +1,9 @@
-"""When one fused call may stand for a chain of child modules.
+"""Which modules a fused call may pass by: what a module is, and whether anything hangs on its calls.
 
-A fused op reads the children's weights and never calls the children, so whatever hangs on their calls would be lost:
-hooks (spectral_norm, pruning, feature extraction, FLOP counters, FSDP), a child of another class (LoRA, quantised,
-parametrised), a forward replaced on the instance (offloading) or on its class (recorders). Each is checked at every
-call, because each may be added later; the chain of children then runs as it always did. So it does while something
-records the calls or differentiates them by other means than reverse mode: torch.compile fuses the plain formula better
-than an opaque op.
+A fused op reads the weights of modules and never calls them, so whatever hangs on their calls would be lost: hooks
+(spectral_norm, pruning, feature extraction, FLOP counters, FSDP), a child of another class (LoRA, quantised,
+parametrised), a forward replaced on the instance (offloading) or on its class (recorders). Any of them may be added
+later, so it is asked again at each call, by a guard where there is one.
 """
 
 from __future__ import annotations
@@ -18,18 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as _module
 
-from ..backends import transforms_active
-
-GLOBAL_HOOKS = (
-    _module._global_forward_hooks,
-    _module._global_forward_pre_hooks,
-    _module._global_backward_hooks,
-    _module._global_backward_pre_hooks,
-)
-_tracing_state = torch._C._get_tracing_state
+from ._context import TENSORS
 
 # By qualified name, so that no library has to be imported. timm's differ from PyTorch's in their signature only.
 _POINTWISE = {
@@ -55,16 +43,6 @@ def qualified_name(cls: type) -> str:
 def pointwise_name(cls: type) -> str | None:
     """The name under which the ops know a pointwise module class ("relu", "hard_sigmoid", ...); None for others."""
     return _POINTWISE.get(qualified_name(cls))
-
-
-def must_run_eager(x: object) -> bool:
-    """Whether a call on `x` is recorded, transformed or watched, so that the plain chain of modules has to run."""
-    # First, and alone under torch.compile: the compiler takes it for the constant True and never sees the rest.
-    if torch.compiler.is_compiling():
-        return True
-    if x.__class__ is not Tensor and x.__class__ is not nn.Parameter:
-        return isinstance(x, Tensor | torch.fx.Proxy)  # anything else is bad input: the op says so
-    return _tracing_state() is not None or transforms_active() or forward_ad._current_level >= 0 or any(GLOBAL_HOOKS)
 
 
 def method_owner(method: str, cls: type) -> type:
@@ -141,9 +119,6 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
 def are_ordinary(*tensors: Tensor | None) -> bool:
     """Whether none of the tensors is of a subclass (distributed, quantised) or sparse: the ops take only dense ones."""
     for tensor in tensors:  # a loop, not all(): this runs on every call of a small layer
-        if tensor is not None and (
-            (tensor.__class__ is not nn.Parameter and tensor.__class__ is not Tensor)
-            or tensor.layout is not torch.strided
-        ):
+        if tensor is not None and (tensor.__class__ not in TENSORS or tensor.layout is not torch.strided):
             return False
     return True

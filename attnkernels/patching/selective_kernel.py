@@ -1,4 +1,4 @@
-"""timm's modules that mix branches by a softmax: SelectiveKernel (SKNet) and SplitAttn (ResNeSt).
+"""selective_kernel in timm's modules that mix branches by a softmax: SelectiveKernel (SKNet), SplitAttn (ResNeSt).
 
 Only the sum, the pooling and the mixing are taken over. The convolutions, the norms and the small network between are
 called as the modules that they are, so their hooks run.
@@ -11,22 +11,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layers._fusing import NOT_BARE, is_bare, must_run_eager
+from .._context import PASSES_MODULES, is_ordinary
+from .._modules import NOT_BARE, is_bare
 from ..ops import selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
 from ._adapter import Adapter, is_original
 from ._availability import is_unserved
 from ._dispatch import backend_of
+from ._registry import register
 
 _ATTENTION = "timm.layers.selective_kernel.SelectiveKernelAttn"
-_ATTENTION_FORWARDS = frozenset({"1195856e8cf7c26a"})
 _RADIX_SOFTMAX = "timm.layers.split_attn.RadixSoftmax"
-_RADIX_SOFTMAX_FORWARDS = frozenset({"bb22ba58254fb17c"})
 
 
-def _replaceable(name: str, child: nn.Module | None, original: str, forwards: frozenset[str]) -> str:
+def _replaceable(name: str, child: nn.Module | None, original: str) -> str:
     """Why the op cannot run in place of a child's own forward; empty where it can."""
-    if child is None or not is_original(child.__class__, original, forwards):
+    if child is None or not is_original(child.__class__, original):
         return f"its {name} is not the {original} this was written for"
     if not is_bare(child):
         return f"its {name} {NOT_BARE}"
@@ -36,11 +36,15 @@ def _replaceable(name: str, child: nn.Module | None, original: str, forwards: fr
 def _selective_kernel(module: nn.Module) -> tuple | str:
     if not 2 <= len(module.paths) <= MAX_BRANCHES:
         return f"it has {len(module.paths)} paths, the op takes 2 to {MAX_BRANCHES}"
-    return _replaceable("attn", module._modules.get("attn"), _ATTENTION, _ATTENTION_FORWARDS) or ()
+    return _replaceable("attn", module._modules.get("attn"), _ATTENTION) or ()
 
 
 def _forward_selective_kernel(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
-    if must_run_eager(x) or is_unserved(x, backend_of(self)) or isinstance(_selective_kernel(self), str):
+    if (
+        not is_ordinary(x, PASSES_MODULES)
+        or is_unserved(x, backend_of(self))
+        or isinstance(_selective_kernel(self), str)
+    ):
         return original(self, x)
     inputs = [x] * len(self.paths)
     if self.split_input:
@@ -60,12 +64,16 @@ def _split_attention(module: nn.Module) -> tuple | str:
         return "radix 1: one branch, gated by a sigmoid"
     if module.radix > MAX_BRANCHES:
         return f"radix {module.radix}, the op takes 2 to {MAX_BRANCHES} branches"
-    return _replaceable("rsoftmax", module._modules.get("rsoftmax"), _RADIX_SOFTMAX, _RADIX_SOFTMAX_FORWARDS) or ()
+    return _replaceable("rsoftmax", module._modules.get("rsoftmax"), _RADIX_SOFTMAX) or ()
 
 
 def _forward_split_attention(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
     """Its result keeps x's memory format, where the original forward returns contiguous memory always."""
-    if must_run_eager(x) or is_unserved(x, backend_of(self)) or isinstance(_split_attention(self), str):
+    if (
+        not is_ordinary(x, PASSES_MODULES)
+        or is_unserved(x, backend_of(self))
+        or isinstance(_split_attention(self), str)
+    ):
         return original(self, x)
     x = self.act0(self.drop(self.bn0(self.conv(x))))
     samples, channels, height, width = x.shape
@@ -80,19 +88,8 @@ def _forward_split_attention(self: nn.Module, original: Callable, x: Tensor) -> 
     return selective_kernel(branches, attention, backend=backend_of(self))
 
 
-ADAPTERS = (
-    Adapter(
-        op="selective_kernel",
-        originals=("timm.layers.selective_kernel.SelectiveKernel",),
-        fingerprints=frozenset({"e0258011d5f74cf2"}),
-        arguments=_selective_kernel,
-        forward=_forward_selective_kernel,
-    ),
-    Adapter(
-        op="selective_kernel",
-        originals=("timm.layers.split_attn.SplitAttn",),
-        fingerprints=frozenset({"da8369c5b743839a"}),
-        arguments=_split_attention,
-        forward=_forward_split_attention,
-    ),
-)
+for _original, _arguments, _forward in (
+    ("timm.layers.selective_kernel.SelectiveKernel", _selective_kernel, _forward_selective_kernel),
+    ("timm.layers.split_attn.SplitAttn", _split_attention, _forward_split_attention),
+):
+    register(Adapter("selective_kernel", (_original,), _arguments, _forward))

@@ -1,10 +1,10 @@
-"""What a module found out about the modules that its op stands for, kept for its next calls.
+"""Guards: cached facts about the modules that a fused call passes by, checked again before each call.
 
-A fused call passes modules by, so whatever hangs on their calls has to be noticed: hooks, other children, another
-class, another forward. Finding it out name by name takes 5 us of Python in a loop and 60 between two convolutions,
-which leave little of the interpreter in the caches: then a small model has gained nothing, on a CPU nor on a GPU that
-waits for its next kernel. A module therefore caches a guard, and each call only asks whether the guard still holds.
-Where it does not, or anything else is unusual, the call is considered name by name, and what is found then is cached.
+Whatever hangs on the calls of these modules has to be noticed: hooks, other children, another class, another forward.
+Finding it out name by name takes 5 us of Python in a loop and 35 between two convolutions, which leave little of the
+interpreter in the caches: then a small model has gained nothing, on a CPU nor on a GPU that waits for its next kernel.
+A module therefore caches a guard, and each call only asks whether the guard still holds. Where it does not, or anything
+else is unusual, the call is considered name by name, and what is found then is cached.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from .. import backends
-from ._fusing import GLOBAL_HOOKS
+from . import backends
+from ._context import PASSES_MODULES
 
 NAME = "_attnkernels_guard"
 PART = "_attnkernels_part"  # where a module has a second guard, of a smaller part that an op stands for in other calls
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 # Names of this module: each lookup in another one is two or three cache lines more.
 _grad_enabled = torch.is_grad_enabled
-_tracing_state = torch._C._get_tracing_state
 _plain_backend = backends.plain_backend
 
 
@@ -135,10 +134,16 @@ class Guard:
         return found
 
 
-def match(module: nn.Module, x: Any, name: str = NAME) -> tuple[Guard, str] | None:
+def match(module: nn.Module, x: Any, name: str = NAME, does: int = PASSES_MODULES) -> tuple[Guard, str] | None:
     """The module's guard and the backend of kernels, where it holds for this call on `x`; None where it does not.
 
     Such a call has to be considered by name.
+
+    Args:
+        module: the one that has cached a guard, perhaps.
+        x: its input.
+        name: which guard.
+        does: as in `_context.is_ordinary`.
     """
     if is_dynamo_compiling():  # the compiler takes it for the constant True and never sees the rest
         return None
@@ -147,9 +152,7 @@ def match(module: nn.Module, x: Any, name: str = NAME) -> tuple[Guard, str] | No
     if (
         not guard
         or guard.modules is not state["_modules"]
-        or _tracing_state() is not None
-        or any(GLOBAL_HOOKS)
-        or not (backend := _plain_backend(x, guard.backend))
+        or not (backend := _plain_backend(x, guard.backend, does=does))
     ):
         return None
     if guard.holds(state, _grad_enabled()):
