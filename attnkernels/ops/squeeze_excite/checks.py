@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._gate import GATES, OUTPUT_ACTIVATIONS
 
 OP = "squeeze_excite"
 ACTIVATIONS = ("relu", "silu")
-GATES = ("sigmoid", "hard_sigmoid")
-OUTPUT_ACTIVATIONS = (None, "relu")
 
 
 def check(

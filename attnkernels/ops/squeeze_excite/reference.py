@@ -23,18 +23,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _checks
+from .._gate import GATE_FORMULAS, epilogue, pointwise
 from .checks import OP
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu}
-
-
-def _hard_sigmoid(x: Tensor) -> Tensor:
-    """F.hardsigmoid has no second derivative, and 1/6 rounded to float32 in the first one, for float64 too."""
-    return F.relu6(x + 3) / 6
-
-
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": Tensor.sigmoid, "hard_sigmoid": _hard_sigmoid}
 
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,15 +36,20 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
 
 
-def _applied(
-    argument: str, function: str | Callable[[Tensor], Tensor], names: dict[str, Callable], x: Tensor
+def gated(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    activation: str | Callable[[Tensor], Tensor],
+    gate: str | Callable[[Tensor], Tensor],
 ) -> Tensor:
-    if isinstance(function, str):
-        return names[function](x)
-    result = function(x)
-    if isinstance(x, Tensor):  # and no tracer's proxy of one
-        _checks.same_shape(OP, argument, result, x)
-    return result
+    """x scaled by its gates."""
+    hidden = x.mean((2, 3), keepdim=True)
+    if reduce_weight is not None:
+        hidden = pointwise(OP, "activation", activation, ACTIVATIONS, _layer(hidden, reduce_weight, reduce_bias))
+    return x * pointwise(OP, "gate", gate, GATE_FORMULAS, _layer(hidden, expand_weight, expand_bias))
 
 
 def excited(
@@ -67,10 +64,5 @@ def excited(
     output_activation: str | None,
 ) -> Tensor:
     """squeeze_excite of arguments that have been checked."""
-    hidden = x.mean((2, 3), keepdim=True)
-    if reduce_weight is not None:
-        hidden = _applied("activation", activation, ACTIVATIONS, _layer(hidden, reduce_weight, reduce_bias))
-    y = x * _applied("gate", gate, GATES, _layer(hidden, expand_weight, expand_bias))
-    if residual is not None:
-        y = y + residual
-    return F.relu(y) if output_activation == "relu" else y
+    y = gated(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate)
+    return epilogue(y, residual, output_activation)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _gate
 from .._autocast import parameters_as_map
-from .._autograd import reference_backward
 from .._layout import empty
 from .._op import FusedOp
 from .._registry import Operator, Shape, accumulation_dtype, check_devices
@@ -108,13 +108,11 @@ torch.library.register_fake(
 def _formula_backward(
     x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, y, grad_y, activation, gate, output_activation
 ):
-    # The residual is not saved: of it, as of y, only where the activation is open counts, which has no derivative.
-    grad_z = torch.ops.aten.threshold_backward(grad_y, y.detach(), 0) if output_activation else grad_y
-
     def gated(*inputs: Tensor | None) -> Tensor:
-        return reference.excited(*inputs, None, activation, gate, None)
+        return reference.gated(*inputs, activation, gate)
 
-    return [*reference_backward(gated, (x, reduce_weight, reduce_bias, expand_weight, expand_bias), grad_z), grad_z]
+    inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    return _gate.formula_backward(gated, inputs, y, grad_y, output_activation)
 
 
 def _example(device: str) -> tuple[tuple, dict]:
