@@ -57,6 +57,10 @@ inline void* current_stream(const Tensor& x) {
 }
 #endif
 
+// Null where there is no tensor.
+inline const void* input(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+inline void* output(const std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
+
 // Copies of feature maps [N, C, spatial axes...] into another layout, made together: torch takes ten times as long for
 // one, and a launch for each.
 class LayoutCopies {
@@ -80,6 +84,14 @@ class LayoutCopies {
                        .sample_stride = x.stride(0),
                        .row_stride = channels_last ? x.stride(1) : pixel_stride});
     return result;
+  }
+
+  // The same only where x has another layout.
+  Tensor as_layout(const Tensor& x, bool channels_last) {
+    return has_layout(x, channels_last) ? x : copy(x, channels_last);
+  }
+  std::optional<Tensor> as_layout(const std::optional<Tensor>& x, bool channels_last) {
+    return x ? std::optional<Tensor>(as_layout(*x, channels_last)) : std::nullopt;
   }
 
   void run(const char* op, const Tensor& like) {

@@ -1,5 +1,6 @@
 // Activations, gates and their derivatives, on accumulation types; NaN goes through as in torch.
 #pragma once
+#include "common/gate.h"
 #include "common/language.cuh"
 
 namespace attnkernels {
@@ -36,6 +37,18 @@ template <class A>
 __device__ __forceinline__ A silu_derivative(A x) {
   const A s = sigmoid(x);
   return s * (A(1) + x * (A(1) - s));
+}
+
+template <class A>
+__device__ __forceinline__ A open_gate(A value, Gate gate) {
+  return gate == Gate::kSigmoid ? sigmoid(value) : hard_sigmoid(value);
+}
+
+// gate'(v) from g = gate(v)
+template <class A>
+__device__ __forceinline__ A gate_derivative(A g, Gate gate) {
+  if (gate == Gate::kSigmoid) return g * (A(1) - g);
+  return g > A(0) && g < A(1) ? A(1) / A(6) : A(0);
 }
 
 }  // namespace attnkernels

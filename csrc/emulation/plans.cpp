@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace attnkernels::emulation {
 namespace {
 
-py::dict as_dict(const squeeze_excite::Tiles& tiles) {
+py::dict as_dict(const gate::Tiles& tiles) {
   using py::literals::operator""_a;
   return py::dict("threads"_a = tiles.threads, "tiles"_a = tiles.tiles, "splits"_a = tiles.splits,
                   "channels"_a = tiles.channels, "span"_a = tiles.span, "short_planes"_a = tiles.short_planes,
@@ -23,14 +23,11 @@ py::dict squeeze_excite_plan(const std::string& dtype, int64_t samples, int64_t 
                              int64_t pixels, bool channels_last, bool backward) {
   using py::literals::operator""_a;
   namespace se = squeeze_excite;
-  const se::Shape shape{.samples = samples,
-                        .channels = channels,
-                        .hidden = hidden,
-                        .pixels = pixels,
-                        .channels_last = channels_last,
-                        .activation = se::Activation::kRelu,
-                        .gate = se::Gate::kSigmoid,
-                        .output_activation = se::OutputActivation::kNone};
+  const se::Shape shape{{samples, channels, pixels, channels_last},
+                        hidden,
+                        se::Activation::kRelu,
+                        Gate::kSigmoid,
+                        OutputActivation::kNone};
   const DataType type = dtype == "float64"   ? DataType::kDouble
                         : dtype == "float32" ? DataType::kFloat
                         : dtype == "float16" ? DataType::kHalf

@@ -1,6 +1,5 @@
 // The backward kernels of squeeze_excite: sums, layers, map with the gradients of the weights.
 #pragma once
-#include "squeeze_excite/squeeze_excite_tiles.cuh"
 #include "squeeze_excite/squeeze_excite_weights.cuh"
 
 namespace attnkernels::squeeze_excite {
@@ -8,43 +7,27 @@ namespace attnkernels::squeeze_excite {
 template <class T>
 struct BackwardArguments {
   using acc_t = acc_type<T>;
-  const T *grad_y, *x, *y;    // y: null without output activation
-  T *grad_x, *grad_residual;  // or null
-  const acc_t* saved;         // [N, 2 C + rd]
-  acc_t* partial;             // [N, splits, C] sums of dz x
-  acc_t* grad_logits;         // [N, C] dv
-  acc_t* grad_hidden;         // [N, rd] du
-  acc_t* grad_means;          // [N, C] ds / pixels, where the second pass does not compute it
+  BackwardMaps<T> maps;
+  const acc_t* saved;  // [N, 2 C + rd]
+  acc_t* partial;      // [N, splits, C] sums of dz x
+  acc_t* grad_logits;  // [N, C] dv
+  acc_t* grad_hidden;  // [N, rd] du
+  acc_t* grad_means;   // [N, C] ds / pixels, where the second pass does not compute it
   Parameters<T> parameters;
   Shape shape;
-  bool layer_in_map;                     // the blocks of the second pass compute their ds
-  bool sums_vectorised, map_vectorised;  // the operands of that pass are equally aligned
+  bool layer_in_map;  // the blocks of the second pass compute their ds
   int64_t sum_splits;
-  Reuse x_reuse, output_reuse;
-  Divisor pixel_divisor;  // PlaneWalk::divisor(pixels)
 };
 
 // dv[n, c] = gate'(v[n, c]) sum_p dz[n, c, p] x[n, c, p], or the sums of each split into partial[n, split, c]
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
     squeeze_excite_backward_sums(const BackwardArguments<T> a, const Tiles tiles) {
-  using acc_t = acc_type<T>;
-  SHARED_DYNAMIC(acc_t, cells);
-  launch_dependent_grids();
   const Shape& shape = a.shape;
-  const int64_t n = blockIdx.y;
-  const int64_t offset = n * shape.channels * shape.pixels;
-  const GradSource<T> source{a.grad_y + offset, a.x + offset, a.y ? a.y + offset : nullptr, a.x_reuse,
-                             a.sums_vectorised};
-  const acc_t* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
-  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, acc_t sum) {
-    if (tiles.splits == 1) {
-      a.grad_logits[n * shape.channels + channel] = sum * gate_derivative(gates[channel], shape.gate);
-    } else {
-      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
-    }
+  grad_sum_block<kChannelsLast>(a.maps, tiles, a.partial, [&](int64_t n, int64_t channel, acc_type<T> sum) {
+    const acc_type<T>* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+    a.grad_logits[n * shape.channels + channel] = sum * gate_derivative(gates[channel], shape.gate);
   });
-  wait_for_primary_grid();  // it needs nothing of the samples before
 }
 
 // dv of channels [c, c + kCount) of sample n, zeros beyond the last; written, where splits' sums make them.
@@ -157,51 +140,40 @@ template <class T, bool kChannelsLast, bool kClip>
 __global__ void __launch_bounds__(kThreads, kGradMapBlocks<T>)
     squeeze_excite_backward_map(const BackwardArguments<T> a, const Tiles tiles, const WeightGrads<T> weight_grads) {
   using acc_t = acc_type<T>;
-  SHARED_DYNAMIC(acc_t, shared);
-  launch_dependent_grids();
-  const Shape& shape = a.shape;
   if (blockIdx.y < weight_grads.grid_rows) {
+    SHARED_DYNAMIC(acc_t, shared);
+    launch_dependent_grids();
     wait_for_primary_grid();
     weight_grads.compute(blockIdx.y * gridDim.x + blockIdx.x, shared);
     return;
   }
-  const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  const int64_t n = gridDim.y - 1 - blockIdx.y, offset = n * shape.channels * shape.pixels;
-  // dy and y are older than the kernels of this call.
-  MapTile<kChannelsLast, GradMap<T, kClip>> tile(
-      {a.grad_y + offset, kClip ? a.y + offset : nullptr, a.grad_x ? a.grad_x + offset : nullptr,
-       a.grad_residual ? a.grad_residual + offset : nullptr, a.output_reuse, a.map_vectorised},
-      shape, range, a.pixel_divisor);
-  // Whole vectors of columns, beyond the range at both ends where they are there.
-  constexpr int kW = kVectorWidth<T>;
-  const int rows = int(shape.hidden), count = int(range.count);
-  const bool widened = a.layer_in_map && shape.channels % kW == 0;
-  const int before = widened ? int(range.first % kW) : 0;
-  const int columns = widened ? (before + count + kW - 1) / kW * kW : count;
-  acc_t* const scale = shared;                                          // [tiles.channels]
-  acc_t* const shift = scale + padded(tiles.channels);                  // [tiles.channels]
-  acc_t* const grad_hidden = shift + padded(tiles.channels);            // [rd], where ds is computed here
-  T* const weights = reinterpret_cast<T*>(grad_hidden + padded(rows));  // [rd, columns]
-  if (a.grad_x && a.layer_in_map)
-    stage_weights(a.parameters.reduce_weight + range.first - before, shape.channels, rows, columns, weights);
-  wait_for_primary_grid();
-  if (a.grad_x) {
-    const acc_t* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
-    stage(scale, count, [&](int j) { return gates[j]; });
-    if (a.layer_in_map) {
-      const acc_t* const input = a.grad_hidden + n * rows;
-      stage(grad_hidden, rows, [&](int r) { return input[r]; });
-      __syncthreads();
-      multiply_staged(weights + before, count, 1, rows, columns, grad_hidden,
-                      [&](int j, acc_t sum) { shift[j] = sum / acc_t(shape.pixels); });
-    } else {
-      const acc_t* const means = a.grad_means + n * shape.channels + range.first;
-      stage(shift, count, [&](int j) { return means[j]; });
-    }
-    __syncthreads();
-  }
-  const acc_t* const none = nullptr;  // grad_residual alone takes no coefficients
-  tile.apply(a.grad_x ? scale : none, a.grad_x ? shift : none);
+  grad_map_block<kChannelsLast, kClip>(
+      a.maps, tiles, [&](int64_t n, const MapRange& range, acc_t* scale, acc_t* shift, acc_t* shared) {
+        // Whole vectors of columns, beyond the range at both ends where they are there.
+        constexpr int kW = kVectorWidth<T>;
+        const Shape& shape = a.shape;
+        const int rows = int(shape.hidden), count = int(range.count);
+        const bool widened = a.layer_in_map && shape.channels % kW == 0;
+        const int before = widened ? int(range.first % kW) : 0;
+        const int columns = widened ? (before + count + kW - 1) / kW * kW : count;
+        acc_t* const grad_hidden = shared;                                    // [rd], where ds is computed here
+        T* const weights = reinterpret_cast<T*>(grad_hidden + padded(rows));  // [rd, columns]
+        if (a.layer_in_map)
+          stage_weights(a.parameters.reduce_weight + range.first - before, shape.channels, rows, columns, weights);
+        wait_for_primary_grid();
+        const acc_t* const gates = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden + range.first;
+        stage(scale, count, [&](int j) { return gates[j]; });
+        if (a.layer_in_map) {
+          const acc_t* const input = a.grad_hidden + n * rows;
+          stage(grad_hidden, rows, [&](int r) { return input[r]; });
+          __syncthreads();
+          multiply_staged(weights + before, count, 1, rows, columns, grad_hidden,
+                          [&](int j, acc_t sum) { shift[j] = sum / acc_t(shape.pixels); });
+        } else {
+          const acc_t* const means = a.grad_means + n * shape.channels + range.first;
+          stage(shift, count, [&](int j) { return means[j]; });
+        }
+      });
 }
 
 }  // namespace attnkernels::squeeze_excite

@@ -192,7 +192,7 @@ struct Preceding {
 Tensor forward_into(const Call& call, const Tensor& x, const Optional& residual, const Tensor& y, bool stream,
                     const Preceding* preceding = nullptr) {
   const Shape& shape = call.shape;
-  if (residual) check_map("residual", *residual, x);
+  if (residual) check_map(kOp, "residual", *residual, x);
   const Optional dense_residual = residual ? Optional(as_layout(*residual, call.channels_last)) : std::nullopt;
   Tensor saved = cpu::allocate({shape.samples, shape.saved_columns()}, accumulation_dtype(x.scalar_type()));
   cpu::dispatch("squeeze_excite: x", x.scalar_type(), [&]<class T>(T) {
@@ -247,10 +247,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Shape& shape = call.shape;
   const bool relu = shape.output_activation == OutputActivation::kRelu;
   const ScalarType dtype = x.scalar_type();
-  check_map("grad_y", grad_y, x);
+  check_map(kOp, "grad_y", grad_y, x);
   STD_TORCH_CHECK(!relu || y, "squeeze_excite: y: expected the output, as output_activation is relu, got None");
-  if (relu) check_map("y", *y, x);
-  check_saved(saved, x, shape);
+  if (relu) check_map(kOp, "y", *y, x);
+  check_saved(kOp, saved, x, shape.saved_columns());
   STD_TORCH_CHECK(!(needs & kNeedsResidual) || relu, "squeeze_excite: needs: grad_residual is grad_y without a ReLU");
   const Tensor dense_grad = as_layout(grad_y, call.channels_last), dense_x = as_layout(x, call.channels_last);
   const Optional dense_y = relu ? Optional(as_layout(*y, call.channels_last)) : std::nullopt;

@@ -11,16 +11,6 @@
 namespace attnkernels::squeeze_excite {
 namespace {
 
-const void* input(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
-void* output(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
-
-Tensor as_layout(LayoutCopies& copies, const Tensor& tensor, bool channels_last) {
-  return has_layout(tensor, channels_last) ? tensor : copies.copy(tensor, channels_last);
-}
-Optional as_layout(LayoutCopies& copies, const Optional& tensor, bool channels_last) {
-  return tensor ? Optional(as_layout(copies, *tensor, channels_last)) : std::nullopt;
-}
-
 void check(const Result& result) { check_launch("squeeze_excite", result); }
 
 Limits device_limits() {
@@ -37,11 +27,11 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const Optional& reduc
   const DataType type = data_type("squeeze_excite: x", x);
   const CheckedCall call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
                          output_activation);
-  if (residual) check_map("residual", *residual, x);
+  if (residual) check_map(kOp, "residual", *residual, x);
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = attnkernels::as_layout(x, call.channels_last);
   LayoutCopies copies;
-  const Optional added = as_layout(copies, residual, call.channels_last);
+  const Optional added = copies.as_layout(residual, call.channels_last);
   copies.run("squeeze_excite", x);
   const ScalarType sum = accumulation_dtype(x.scalar_type());
   Tensor y = allocate(x.sizes(), x.scalar_type(), x, call.channels_last);
@@ -68,17 +58,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
   const DataType type = data_type("squeeze_excite: x", x);
   const CheckedCall call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
                          output_activation);
-  check_map("grad_y", grad_y, x);
-  if (y) check_map("y", *y, x);
+  check_map(kOp, "grad_y", grad_y, x);
+  if (y) check_map(kOp, "y", *y, x);
   STD_TORCH_CHECK(y || !output_activation, "squeeze_excite: y: expected a tensor, as there is an output activation");
-  check_saved(saved, x, call.shape);
+  check_saved(kOp, saved, x, call.shape.saved_columns());
   const ScalarType sum = accumulation_dtype(x.scalar_type());
   const Tensor dense_saved = attnkernels::contiguous(saved);
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = attnkernels::as_layout(x, call.channels_last);
   LayoutCopies copies;
-  const Tensor grad = as_layout(copies, grad_y, call.channels_last);
-  const Optional clipped_y = output_activation ? as_layout(copies, y, call.channels_last) : std::nullopt;
+  const Tensor grad = copies.as_layout(grad_y, call.channels_last);
+  const Optional clipped_y = output_activation ? copies.as_layout(y, call.channels_last) : std::nullopt;
   copies.run("squeeze_excite", x);
 
   const auto map = [&](int need) {

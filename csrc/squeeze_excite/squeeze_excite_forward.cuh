@@ -1,43 +1,28 @@
 // The forward kernels of squeeze_excite: sums, layers, map.
 #pragma once
-#include "squeeze_excite/squeeze_excite_tiles.cuh"
+#include "squeeze_excite/squeeze_excite_layers.cuh"
 
 namespace attnkernels::squeeze_excite {
 
 template <class T>
 struct ForwardArguments {
   using acc_t = acc_type<T>;
-  const T *x, *residual;  // residual: or null
-  T* y;
+  ForwardMaps<T> maps;
   acc_t* saved;      // [N, 2 C + rd]: means, hidden pre-activations, gates
   acc_t* partial;    // [N, splits, C] sums over pixels, where splits > 1
   acc_t* activated;  // [N, rd], where the hidden layer has its own kernel
   Parameters<T> parameters;
   Shape shape;
-  bool vectorised;    // x, residual and y are equally aligned
   bool layer_in_map;  // the blocks of the second pass compute their gates
   int64_t sum_splits;
-  Reuse output_reuse;
-  Divisor pixel_divisor;  // PlaneWalk::divisor(pixels)
 };
 
 // saved[n, c] = sum_p x[n, c, p] / pixels, or the sums of each split into partial[n, split, c]
 template <class T, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads) squeeze_excite_pool(const ForwardArguments<T> a, const Tiles tiles) {
-  using acc_t = acc_type<T>;
-  SHARED_DYNAMIC(acc_t, cells);
-  launch_dependent_grids();
-  const Shape& shape = a.shape;
-  const int64_t n = blockIdx.y;
-  const PoolSource<T> source{a.x + n * shape.channels * shape.pixels, a.vectorised};
-  sum_tile<kChannelsLast>(source, shape, tiles, cells, [&](int64_t channel, int64_t split, acc_t sum) {
-    if (tiles.splits == 1) {
-      a.saved[n * shape.saved_columns() + channel] = sum / acc_t(shape.pixels);
-    } else {
-      a.partial[(n * tiles.splits + split) * shape.channels + channel] = sum;
-    }
+  pool_block<kChannelsLast>(a.maps, tiles, a.partial, [&](int64_t n, int64_t channel, acc_type<T> sum) {
+    a.saved[n * a.shape.saved_columns() + channel] = sum / acc_type<T>(a.shape.pixels);
   });
-  wait_for_primary_grid();  // it needs nothing of the samples before
 }
 
 // The means of channels [c, c + kW) of sample n, zeros beyond the last; saved, where splits' sums make them.
@@ -143,43 +128,34 @@ template <class T, bool kChannelsLast, bool kResidual>
 __global__ void __launch_bounds__(kThreads, kMapBlocks<T>)
     squeeze_excite_scale(const ForwardArguments<T> a, const Tiles tiles) {
   using acc_t = acc_type<T>;
-  SHARED_DYNAMIC(acc_t, shared);
-  launch_dependent_grids();
-  const Shape& shape = a.shape;
-  const MapRange range = map_range<kChannelsLast>(shape, tiles);
-  const int64_t n = gridDim.y - 1 - blockIdx.y, offset = n * shape.channels * shape.pixels;
-  // x and the residual are older than the kernels of this call.
-  MapTile<kChannelsLast, ScaleMap<T, kResidual>> tile(
-      {a.x + offset, kResidual ? a.residual + offset : nullptr, a.y + offset,
-       shape.output_activation == OutputActivation::kRelu, a.output_reuse, a.vectorised},
-      shape, range, a.pixel_divisor);
-  const int count = int(range.count), width = int(shape.hidden);
-  acc_t* const gates = shared;                             // [tiles.channels]
-  acc_t* const bias = gates + padded(tiles.channels);      // [tiles.channels], where the gates are computed here
-  acc_t* const activated = bias + padded(tiles.channels);  // [rd]
-  T* const weights = reinterpret_cast<T*>(activated + padded(width));  // [count, rd]
-  if (a.layer_in_map) {
-    stage_weights(a.parameters.expand_weight + range.first * width, 0, 1, count * width, weights);
-    const T* const biases = a.parameters.expand_bias;
-    stage(bias, count, [&](int j) { return biases ? widen(biases[range.first + j]) : acc_t(0); });
-  }
-  wait_for_primary_grid();
-  acc_t* const saved = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
-  if (a.layer_in_map) {
-    const acc_t* const input = a.activated + n * width;
-    stage(activated, width, [&](int r) { return input[r]; });
+  scale_block<kChannelsLast, kResidual>(a.maps, tiles, [&](int64_t n, const MapRange& range, acc_t* shared) {
+    const Shape& shape = a.shape;
+    const int count = int(range.count), width = int(shape.hidden);
+    acc_t* const gates = shared;                             // [tiles.channels]
+    acc_t* const bias = gates + padded(tiles.channels);      // [tiles.channels], where the gates are computed here
+    acc_t* const activated = bias + padded(tiles.channels);  // [rd]
+    T* const weights = reinterpret_cast<T*>(activated + padded(width));  // [count, rd]
+    if (a.layer_in_map) {
+      stage_weights(a.parameters.expand_weight + range.first * width, 0, 1, count * width, weights);
+      const T* const biases = a.parameters.expand_bias;
+      stage(bias, count, [&](int j) { return biases ? widen(biases[range.first + j]) : acc_t(0); });
+    }
+    wait_for_primary_grid();
+    acc_t* const saved = a.saved + n * shape.saved_columns() + shape.channels + shape.hidden;
+    if (a.layer_in_map) {
+      const acc_t* const input = a.activated + n * width;
+      stage(activated, width, [&](int r) { return input[r]; });
+      __syncthreads();
+      multiply_staged(weights, count, width, width, 1, activated, [&](int j, acc_t sum) {
+        gates[j] = open_gate(sum + bias[j], shape.gate);
+        if (range.has_first_pixel<kChannelsLast>(j, shape.pixels)) saved[range.first + j] = gates[j];
+      });
+    } else {
+      stage(gates, count, [&](int j) { return saved[range.first + j]; });
+    }
     __syncthreads();
-    multiply_staged(weights, count, width, width, 1, activated, [&](int j, acc_t sum) {
-      gates[j] = open_gate(sum + bias[j], shape.gate);
-      // Saved by the block that has the channel's first pixel.
-      const int64_t c = range.first + j;
-      if (range.begin <= (kChannelsLast ? 0 : c * shape.pixels)) saved[c] = gates[j];
-    });
-  } else {
-    stage(gates, count, [&](int j) { return saved[range.first + j]; });
-  }
-  __syncthreads();
-  tile.apply(gates, static_cast<const acc_t*>(nullptr));
+    return gates;
+  });
 }
 
 }  // namespace attnkernels::squeeze_excite

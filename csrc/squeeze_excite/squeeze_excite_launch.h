@@ -8,14 +8,6 @@
 
 namespace attnkernels::squeeze_excite {
 
-using attnkernels::DataType;
-using attnkernels::Result;
-
-inline ElementSize element_size(DataType type) {
-  if (type == DataType::kDouble) return {8, 8};
-  return {type == DataType::kFloat ? 4 : 2, 4};
-}
-
 // Tensors of type DataType; "sum" marks those of the accumulation type (double for double, float for the others).
 struct ForwardTensors {
   const void *x, *reduce_weight, *reduce_bias, *expand_weight, *expand_bias, *residual;  // null: not given
@@ -42,15 +34,12 @@ inline Plan choose_backward(DataType type, const Shape& shape, const Limits& lim
 }
 
 // Numbers of scratch that a plan needs, in the accumulation type: partial sums, then what the layers give.
-inline int64_t partial_sums(const Shape& shape, const Plan& plan) {
-  return plan.sums.splits > 1 ? plan.sums.splits * shape.channels : 0;
-}
 inline int64_t forward_scratch(const Shape& shape, const Plan& plan) {
-  return shape.samples * (partial_sums(shape, plan) + shape.hidden);
+  return shape.samples * (plan.partial_sums(shape) + shape.hidden);
 }
 inline int64_t backward_scratch(const Shape& shape, const Plan& plan) {
   const int64_t means = plan.layer_in_map ? 0 : shape.channels;
-  return shape.samples * (partial_sums(shape, plan) + shape.channels + shape.hidden + means);
+  return shape.samples * (plan.partial_sums(shape) + shape.channels + shape.hidden + means);
 }
 
 // Launch on a stream (a cudaStream_t); shapes with no sample, channel or pixel launch nothing.

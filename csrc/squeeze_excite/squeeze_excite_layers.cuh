@@ -1,6 +1,7 @@
 // The two fully connected layers and their transposes, by one block.
 #pragma once
-#include "squeeze_excite/squeeze_excite_maps.cuh"
+#include "common/gate_passes.cuh"
+#include "squeeze_excite/squeeze_excite_plan.h"
 
 namespace attnkernels::squeeze_excite {
 
@@ -15,18 +16,24 @@ __device__ __forceinline__ A activation_derivative(A u, Activation activation) {
   return activation == Activation::kRelu ? (u <= A(0) ? A(0) : A(1)) : silu_derivative(u);
 }
 
-template <class A>
-__device__ __forceinline__ A open_gate(A value, Gate gate) {
-  return gate == Gate::kSigmoid ? sigmoid(value) : hard_sigmoid(value);
-}
+// Blocks of a layer's own kernel that a multiprocessor must at least have registers for.
+inline constexpr int kLayerBlocks = 2 - kFewerBlocks;
 
-// gate'(v) from g = gate(v)
-template <class A>
-__device__ __forceinline__ A gate_derivative(A g, Gate gate) {
-  if (gate == Gate::kSigmoid) return g * (A(1) - g);
-  return g > A(0) && g < A(1) ? A(1) / A(6) : A(0);
+// Elements [k, k + kW) of a row of `count`, as a vector where the row is one of vectors; zeros beyond its end.
+template <class T>
+__device__ __forceinline__ Vector<T, kVectorWidth<T>> load_part(const T* row, int k, int count, bool vectorised) {
+  constexpr int kW = kVectorWidth<T>;
+  Vector<T, kW> part = {};
+  if (vectorised) {
+    if (k < count) part = load<kW>(row + k);
+    return part;
+  }
+  acc_type<T> values[kW];
+#pragma unroll
+  for (int i = 0; i < kW; ++i) values[i] = k + i < count ? widen(row[k + i]) : acc_type<T>(0);
+  part.set(values);
+  return part;
 }
-
 // emit(row, sum_k weights[row * row_step + k * step] input[k], k < count) for `rows` rows, all in shared memory: few
 // numbers, and little code, as every block executes it once.
 template <class T, class Emit>
@@ -62,12 +69,6 @@ __device__ __forceinline__ void stage_weights(const T* from, int64_t pitch, int 
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) to[i] = from[i / columns * pitch + i % columns];
   }
-}
-
-// to[i] = fetch(i) for i < count: what a kernel waits for before it can begin, all of it under way at once.
-template <class acc_t, class Fetch>
-__device__ __forceinline__ void stage(acc_t* to, int count, Fetch fetch) {
-  strided<4>(int(threadIdx.x), count, int(blockDim.x), fetch, [&](int i, const acc_t& loaded) { to[i] = loaded; });
 }
 
 }  // namespace attnkernels::squeeze_excite

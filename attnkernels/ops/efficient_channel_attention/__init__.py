@@ -27,7 +27,7 @@ def efficient_channel_attention(
 
     Args:
         x: [N, C, H, W], float32, float64, float16 or bfloat16, any strides; contiguous and channels_last run natively.
-        weight: [k] or [1, 1, k], k odd.
+        weight: [k] or [1, 1, k], k odd and at most 255.
         circular: whether the channels beyond the first and the last are those from the other end (timm's
             `CecaModule`), instead of zeros.
         gate: "sigmoid", "hard_sigmoid", or any callable on tensors; with a callable the whole op is plain PyTorch.

@@ -10,6 +10,7 @@ from .. import _checks
 from .._gate import GATES, OUTPUT_ACTIVATIONS
 
 OP = "efficient_channel_attention"
+MOST_TAPS = 255  # csrc/efficient_channel_attention/efficient_channel_attention.h has the same
 
 
 def check(
@@ -25,8 +26,8 @@ def check(
     _checks.alike(OP, "weight", weight, x)
     taps = weight.shape[-1] if weight.dim() else 0
     _checks.shape(OP, "weight", weight, (taps,), (1, 1, taps), names="[k] or [1, 1, k]")
-    if taps % 2 == 0:
-        _checks.fail(OP, "weight", "an odd number of taps k", str(taps))
+    if taps % 2 == 0 or taps > MOST_TAPS:
+        _checks.fail(OP, "weight", f"an odd number of taps k, at most {MOST_TAPS}", str(taps))
     _checks.flag(OP, "circular", circular)
     if circular and taps // 2 > x.shape[1]:
         _checks.fail(OP, "weight", f"at most {2 * x.shape[1] + 1} taps around {x.shape[1]} channels", str(taps))

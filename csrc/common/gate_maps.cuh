@@ -1,11 +1,10 @@
-// What is summed and what is mapped: the Sources and Maps (common/traverse.cuh) of squeeze_excite. They stay within one
-// sample.
+// What the ops that scale a map by gates sum and map: their Sources and Maps (common/traverse.cuh), which stay within
+// one sample.
 #pragma once
 #include "common/pointwise.cuh"
 #include "common/traverse.cuh"
-#include "squeeze_excite/squeeze_excite.h"
 
-namespace attnkernels::squeeze_excite {
+namespace attnkernels::gate {
 
 // Whether the pointers (null: not there) lie equally far past a 128-bit boundary.
 template <class T, class... Others>
@@ -162,4 +161,4 @@ struct GradMap {
   }
 };
 
-}  // namespace attnkernels::squeeze_excite
+}  // namespace attnkernels::gate

@@ -1,10 +1,9 @@
-// What the kernels of both directions share: a block's tile of sums and of a map, a thread's part of a layer. Grids are
-// (blocks of a sample, samples).
+// A block's tile of sums and of a map, for ops that scale a map by gates. Grids are (blocks of a sample, samples).
 #pragma once
-#include "squeeze_excite/squeeze_excite_layers.cuh"
-#include "squeeze_excite/squeeze_excite_plan.h"
+#include "common/gate_maps.cuh"
+#include "common/gate_plan.h"
 
-namespace attnkernels::squeeze_excite {
+namespace attnkernels::gate {
 
 // Blocks that a multiprocessor must at least have registers for. Unbounded, the compiler spills a few to reach an
 // occupancy that these kernels do not need; from compute capability 10.0 on it needs a few more.
@@ -19,11 +18,10 @@ template <class T>
 inline constexpr int kMapBlocks = sizeof(T) == 8 ? 2 : 4 - kFewerBlocks;
 template <class T>
 inline constexpr int kGradMapBlocks = sizeof(T) == 8 ? 2 : 3 - kFewerBlocks;
-inline constexpr int kLayerBlocks = 2 - kFewerBlocks;
 
 // emit(channel, split, sum over the pixels of this block's split) for the channels of this block's tile
 template <bool kChannelsLast, class Source, class Emit>
-__device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& tiles, typename Source::acc_t* cells,
+__device__ void sum_tile(const Source& source, const MapShape& shape, const Tiles& tiles, typename Source::acc_t* cells,
                          Emit emit) {
   using acc_t = typename Source::acc_t;
   constexpr int kW = Source::kWidth;
@@ -50,10 +48,16 @@ __device__ void sum_tile(const Source& source, const Shape& shape, const Tiles& 
 struct MapRange {
   int64_t first, count;  // channels
   int64_t begin, end;    // elements of the sample, or pixels where channels_last
+
+  // Of its channel j: one block of all that have it.
+  template <bool kChannelsLast>
+  __device__ bool has_first_pixel(int j, int64_t pixels) const {
+    return begin <= (kChannelsLast ? 0 : (first + j) * pixels);
+  }
 };
 
 template <bool kChannelsLast>
-__device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
+__device__ MapRange map_range(const MapShape& shape, const Tiles& tiles) {
   // Against the order of the first pass: what that read last is the likeliest to be still in the cache.
   const int64_t block = gridDim.x - 1 - blockIdx.x;
   const int64_t begin = block % tiles.splits * tiles.span;
@@ -71,7 +75,8 @@ __device__ MapRange map_range(const Shape& shape, const Tiles& tiles) {
 template <bool kChannelsLast, class Map>
 class MapTile {
  public:
-  __device__ __forceinline__ MapTile(const Map& map, const Shape& shape, const MapRange& range, const Divisor& pixels)
+  __device__ __forceinline__ MapTile(const Map& map, const MapShape& shape, const MapRange& range,
+                                     const Divisor& pixels)
       : map_(map.moved(kChannelsLast ? range.begin * shape.channels + range.first : range.begin)),
         walk_(pixels, shape.pixels, range.begin - range.first * shape.pixels),
         rows_(int(range.end - range.begin)),
@@ -109,22 +114,13 @@ class MapTile {
   Ahead<Map> ahead_;
 };
 
-// Elements [k, k + kW) of a row of `count`, as a vector where the row is one of vectors; zeros beyond its end.
-template <class T>
-__device__ __forceinline__ Vector<T, kVectorWidth<T>> load_part(const T* row, int k, int count, bool vectorised) {
-  constexpr int kW = kVectorWidth<T>;
-  Vector<T, kW> part = {};
-  if (vectorised) {
-    if (k < count) part = load<kW>(row + k);
-    return part;
-  }
-  acc_type<T> values[kW];
-#pragma unroll
-  for (int i = 0; i < kW; ++i) values[i] = k + i < count ? widen(row[k + i]) : acc_type<T>(0);
-  part.set(values);
-  return part;
+// to[i] = fetch(i) for i < count: what a kernel waits for before it can begin, all of it under way at once.
+template <class acc_t, class Fetch>
+__device__ __forceinline__ void stage(acc_t* to, int count, Fetch fetch) {
+  strided<4>(int(threadIdx.x), count, int(blockDim.x), fetch, [&](int i, const acc_t& loaded) { to[i] = loaded; });
 }
-// The same of kCount sums.
+
+// Numbers [k, k + kCount) of a row of `count`, zeros beyond its end.
 template <int kCount, class acc_t>
 __device__ __forceinline__ void load_sums(const acc_t* row, int k, int count, acc_t (&values)[kCount]) {
   constexpr int kQuarter = 16 / sizeof(acc_t) < kCount ? 16 / sizeof(acc_t) : kCount;
@@ -157,4 +153,4 @@ __device__ __forceinline__ void add_splits(const acc_t* partial, int splits, int
   }
 }
 
-}  // namespace attnkernels::squeeze_excite
+}  // namespace attnkernels::gate
