@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     micro.add_argument("--threads", type=options.whole, default=1)
     micro.add_argument("--json", type=options.new_file, help="file to write")
 
-    models = commands.add_parser("models", help="whole models: eager, patched, compiled, compiled and patched")
+    models = commands.add_parser("models", help="whole models: eager, patched, batch normalisation folded, compiled")
     models.add_argument(
         "--model",
         type=options.some_of("a model of torchvision or timm", options.model_names),
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--columns",
         type=options.some_of("a column", networks.COLUMNS),
-        help="of eager,patched,compile,compile_patched; eager is needed",
+        help=f"of {','.join(networks.COLUMNS)}; eager is needed",
     )
     models.add_argument("--rounds", type=options.whole, default=7, help="at least")
     models.add_argument("--seconds", type=options.seconds, default=0.0, help="per row: more rounds while they last")

@@ -1,4 +1,7 @@
-"""Whole models of timm and torchvision: eager, patched, compiled, compiled and patched."""
+"""Whole models of timm and torchvision: eager, patched, compiled, compiled and patched.
+
+In inference also with the batch normalisations folded into the convolutions, patched and not.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import attnkernels
 
 from . import photograph, report
 from .environment import environment
+from .folding import folded
 from .memory import held_and_peak
 from .micro import DTYPES, LAYOUTS, ROUNDING
 from .timing import CpuTimer, GpuTimer, Sampler, enough_rounds, interleave, make_timer, ratio
@@ -25,7 +29,7 @@ from .timing import CpuTimer, GpuTimer, Sampler, enough_rounds, interleave, make
 SQUEEZE_EXCITE_MODELS = ("mobilenet_v3_large", "efficientnet_b0", "seresnet50", "regnety_032")
 BRANCH_MODELS = ("skresnet18", "skresnet34", "skresnet50", "skresnext50_32x4d", "resnest50d")
 MODELS = SQUEEZE_EXCITE_MODELS + BRANCH_MODELS
-COLUMNS = ("eager", "patched", "compile", "compile_patched")
+COLUMNS = ("eager", "patched", "folded", "folded_patched", "compile", "compile_patched")
 DIRECTIONS = ("forward", "training")
 # Largest elements of deep nets' outputs are a few roundings apart in any two correct evaluations.
 TIMES_NOISE = 3
@@ -97,7 +101,7 @@ class Measurement:
     """All columns of one configuration.
 
     The columns eager and patched are one model, patched and unpatched in turn: two copies of a model differ by up to
-    1 % in time for the addresses of their weights alone.
+    1 % in time for the addresses of their weights alone. So are the columns folded and folded_patched, in inference.
     """
 
     def __init__(
@@ -116,6 +120,11 @@ class Measurement:
         self.replaced = 0
         self.results: dict[str, list[Tensor]] = {}
         self.uncompiled = self._copy(configuration.dtype)
+        if configuration.direction == "training":
+            columns = tuple(name for name in columns if not name.startswith("folded"))
+        self.folded = None
+        if any(name.startswith("folded") for name in columns):
+            self.folded = self._in(folded(self.uncompiled, self.corner), configuration.dtype)
         self.columns = {name: self._column(name) for name in columns}
         self.exact = exact or self._call(self._copy(torch.float64), torch.float64)()
 
@@ -150,7 +159,7 @@ class Measurement:
 
     def _column(self, name: str) -> Callable[[], list[Tensor]]:
         if not name.startswith("compile"):
-            call = self._call(self.uncompiled, self.configuration.dtype)
+            call = self._call(self._model_of(name), self.configuration.dtype)
             with self._turn(name):
                 self.results[name] = call()
             return call
@@ -163,6 +172,10 @@ class Measurement:
         self.seconds_to_compile[name] = time.perf_counter() - start
         return call
 
+    def _model_of(self, name: str) -> nn.Module:
+        """The model of a column that is not compiled."""
+        return self.folded if name.startswith("folded") else self.uncompiled
+
     def _patch(self, model: nn.Module) -> None:
         self.replaced = len(attnkernels.patch(model).replaced)
         if not self.replaced:
@@ -171,16 +184,20 @@ class Measurement:
     @contextlib.contextmanager
     def _turn(self, name: str) -> Iterator[None]:
         """While a column runs, the model is what the column says."""
-        if name == "patched":
-            self._patch(self.uncompiled)
+        if name.startswith("compile"):
+            yield
+            return
+        model = self._model_of(name)
+        if name.endswith("patched"):
+            self._patch(model)
         try:
-            if name in ("eager", "patched") and self.configuration.direction == "forward":
+            if self.configuration.direction == "forward":
                 with torch.no_grad():  # in its first call a patched model looks at its modules
-                    self.uncompiled(self.corner)
+                    model(self.corner)
             yield
         finally:
-            if name == "patched":
-                attnkernels.unpatch(self.uncompiled)
+            if name.endswith("patched"):
+                attnkernels.unpatch(model)
 
     def _sampler(self, name: str, timer: CpuTimer | GpuTimer) -> Sampler:
         with self._turn(name):
@@ -227,7 +244,8 @@ class Measurement:
         rounds = enough_rounds(time.perf_counter() - start, budget, rounds)
         for name, more in interleave(samplers, rounds - 1).items():
             times[name] += more
-        pairs = (("eager", "patched"), ("compile", "compile_patched"), ("eager", "compile"))
+        pairs = [("eager", "patched"), ("folded", "folded_patched"), ("eager", "folded")]
+        pairs += [("compile", "compile_patched"), ("eager", "compile")]
         return head | {
             "rounds": rounds,
             "median": {name: statistics.median(values) for name, values in times.items()},

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 import attnkernels
-from benchmarks import compare, demo, environment, memory, models, plot, readme, report, timing
+from benchmarks import compare, demo, environment, folding, memory, models, plot, readme, report, timing
 from benchmarks.__main__ import parser
 from benchmarks.cases import Work, all_cases, parse_shape
 from benchmarks.micro import Column, red_columns
@@ -200,6 +202,43 @@ def test_model_rows_and_the_demo_picture(tmp_path, capsys):
     plot.draw_demo(document, tmp_path / "demo.png")
     report.print_models(document)
     assert "mobilenet_v3_small b1" in capsys.readouterr().out
+
+
+def test_folded_columns(monkeypatch):
+    model = models.calibrate(models.load_model("mobilenet_v3_small"), torch.randn(2, 3, 64, 64))
+    for direction, columns in (
+        ("forward", ["eager", "folded", "folded_patched"]),
+        ("training", ["eager"]),
+    ):
+        configuration = models.Configuration(
+            "mobilenet_v3_small", 1, "nchw", torch.float32, direction, torch.device("cpu")
+        )
+        measurement = models.Measurement(configuration, model, ("eager", "folded", "folded_patched"))
+        row = measurement.row(timing.CpuTimer(), 2)
+        assert list(row["median"]) == columns
+        assert ("folded / folded_patched" in row["ratios"]) == (direction == "forward")
+        assert max(row["from_float64"].values()) < 1e-4
+    assert not any(
+        isinstance(module, nn.BatchNorm2d) for module in folding.folded(model, torch.randn(1, 3, 64, 64)).modules()
+    )
+
+
+def test_only_norms_that_follow_a_convolution_are_folded():
+    torch.manual_seed(0)
+    shared = nn.Conv2d(4, 4, 1)
+    model = nn.Sequential(
+        nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4),
+        shared, nn.BatchNorm2d(4), shared, timm.layers.BatchNormAct2d(4), nn.Conv2d(4, 4, 1),
+        timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU),
+    )  # fmt: skip
+    x = torch.randn(2, 4, 6, 5)
+    model.train()(x)
+    found = folding.folded(model, x)
+    assert [type(module).__name__ for module in found] == [
+        "BatchNorm2d", "Conv2d", "Identity", "ReLU", "BatchNorm2d", "Conv2d", "BatchNorm2d", "Conv2d", "BatchNormAct2d",
+        "Conv2d", "SiLU",
+    ]  # fmt: skip
+    torch.testing.assert_close(found(x), model.eval()(x))
 
 
 def test_demo_covers_what_it_promises():

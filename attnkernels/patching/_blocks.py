@@ -142,10 +142,10 @@ def _prologue(between: Sequence[nn.Module]) -> tuple[nn.Module | None, str | Non
         between = [between[0], *between[0]._modules.values(), *between[1:]]
     norm = activation = None
     for position, module in enumerate(between):
-        name = pointwise_name(module.__class__)
+        kind, name = qualified_name(module.__class__), pointwise_name(module.__class__)
         if not is_bare(module):
             return None
-        if position == 0 and qualified_name(module.__class__) in (_BATCH_NORM, _BATCH_NORM_ACT):
+        if position == 0 and (kind == _BATCH_NORM or is_original(module.__class__, _BATCH_NORM_ACT)):
             if module.running_mean is None:
                 return None
             norm = module

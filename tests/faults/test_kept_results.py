@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from patching.blocks import BLOCK, BLOCKS, MODULE, made, operators, run
+from patching.blocks import BLOCK, BLOCKS, FOLDED, MODULE, made, operators, run
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -69,7 +69,7 @@ class FunctionMode(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("mode", [DispatchMode, FunctionMode])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *FOLDED])
 def test_modes_find_what_they_keep_as_it_was(name, mode, x):
     block = made(name)
     expected, _ = run(block, x)
@@ -189,7 +189,7 @@ PLACES = [
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("name", ["resnet basic", "inverted residual", "torchvision MBConv"])
+@pytest.mark.parametrize("name", ["resnet basic", "inverted residual", "torchvision MBConv", "regnet, folded"])
 def test_what_is_kept_stays_as_it_was(name, place, view, x, monkeypatch):
     block = made(name)
     expected, _ = run(block, x)

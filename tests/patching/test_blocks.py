@@ -16,7 +16,7 @@ import attnkernels
 from attnkernels import _guard
 from attnkernels.patching import _adapter, _fingerprints, _registry
 
-from .blocks import BLOCK, BLOCKS, MODULE, hook, made, operators, run
+from .blocks import BLOCK, BLOCKS, FOLDED, MODULE, hook, made, operators, run
 
 pytestmark = pytest.mark.skipif("cpu" not in attnkernels.available_backends(), reason="the CPU library was not built")
 
@@ -27,7 +27,7 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *FOLDED])
 def test_a_block_is_one_operator(name, layout, x):
     block, x = made(name).to(memory_format=layout), x.contiguous(memory_format=layout)
     expected = copy.deepcopy(block)(x)
@@ -45,7 +45,7 @@ def test_a_block_is_one_operator(name, layout, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *FOLDED])
 def test_a_block_in_every_dtype(name, dtype, x):
     block = made(name, dtype)
     exact = copy.deepcopy(block).double()(x.to(dtype).double())
@@ -72,7 +72,7 @@ def test_training_and_recorded_calls_run_the_blocks_own_forward(name, x):
     assert run(block, x)[1] == [BLOCK]
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *FOLDED])
 def test_hooks_run_wherever_they_are_and_keep_what_they_saw(name, x):
     """Before the first call and after it, on each module but the last activation, which is in place, and its like."""
     paths = [path for path, module in made(name).named_modules() if not getattr(module, "inplace", False)]
@@ -92,6 +92,24 @@ def test_hooks_run_wherever_they_are_and_keep_what_they_saw(name, x):
             for (kept, copied), (original_kept, original_copied) in zip(seen, expected_seen, strict=True):
                 if torch.equal(original_kept, original_copied):
                     assert torch.equal(kept, copied), path
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_blocks_without_norms_run_the_operator_in_training_too(name, x):
+    """Nothing in them depends on the mode, but for a stochastic depth, of which the block's own forward is left."""
+    block = made(name)
+    expected = copy.deepcopy(block)
+    attnkernels.patch(block)
+    for module in (expected, block):
+        for part in module.modules():
+            part.train(not hasattr(part, "p"))  # torchvision's stochastic depth
+    drops = any(getattr(part, "drop_prob", 0) for part in block.modules())
+    torch.manual_seed(1)
+    want = run(expected, x)[0]
+    torch.manual_seed(1)
+    y, seen = run(block, x)
+    assert seen == [MODULE if drops else BLOCK]
+    torch.testing.assert_close(y, want, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -153,6 +171,24 @@ def test_blocks_without_the_pattern_are_left_alone_with_the_reason(x):
         "in its block, its 2 does not follow a bare convolution, batch normalisation and activation"
     ]
     assert run(block, x)[1] == [MODULE]
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.Identity, nn.BatchNorm2d, lambda channels: nn.Sequential(nn.Identity(), nn.Identity())]
+)
+def test_blocks_that_never_had_a_norm(norm, x):
+    block = MBConv(MBConvConfig(4, 3, 1, 16, 16, 1), stochastic_depth_prob=0.0, norm_layer=norm).double().eval()
+    expected = run(copy.deepcopy(block), x)[0]
+    report = attnkernels.patch(block)
+    matches = norm in (nn.Identity, nn.BatchNorm2d)
+    assert len(report.skipped) == (not matches)
+    y, seen = run(block, x)
+    assert seen == [BLOCK if matches else MODULE]
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
+    fused = [record.fuses for record in report.replaced if record.is_block]
+    assert fused == [
+        f"{'normalisation, ' if norm is nn.BatchNorm2d else ''}activation, excitation (inference on a CPU)"
+    ] * matches  # fmt: skip
 
 
 def test_no_forward_is_known_to_two_adapters():

@@ -170,6 +170,39 @@ def test_changes_are_noticed(change, calls_before, x):
         assert seen == expected_operators
 
 
+# The same of a block whose normalisations are in the convolutions: bn2 is an activation.
+FOLDED_CHANGES = {
+    "hook on the convolution": (lambda b: hook(b.conv_dw), [MODULE]),
+    "pre-hook on the activation": (lambda b: b.bn2.register_forward_pre_hook(lambda *_: None), [MODULE]),
+    "another activation": (lambda b: setattr(b, "bn2", nn.Tanh()), [MODULE]),
+    "another known activation": (lambda b: setattr(b, "bn2", nn.Hardswish()), [BLOCK]),
+    "no activation": (lambda b: setattr(b, "bn2", nn.Identity()), [BLOCK]),
+    "two activations": (lambda b: setattr(b, "aa", nn.ReLU()), [MODULE]),
+    "a norm": (lambda b: setattr(b, "bn2", nn.BatchNorm2d(16).double().eval()), [BLOCK]),
+    "a norm in training": (lambda b: setattr(b, "bn2", nn.BatchNorm2d(16).double()), [MODULE]),
+    "a norm after the activation": (lambda b: setattr(b, "aa", nn.BatchNorm2d(16).double().eval()), [MODULE]),
+    "another bias": (lambda b: setattr(b.conv_dw, "bias", nn.Parameter(2 * b.conv_dw.bias.detach())), [BLOCK]),
+    "another layer": (lambda b: setattr(b.se, "conv_expand", nn.Sequential(b.se.conv_expand, nn.Tanh())), []),
+    "whole block in training": (lambda b: b.train(), [BLOCK]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("calls_before", [0, 2])
+@pytest.mark.parametrize("change", FOLDED_CHANGES)
+def test_changes_without_norms_are_noticed(change, calls_before, x):
+    block = made("inverted residual, folded")
+    attnkernels.patch(block)
+    for _ in range(calls_before):
+        assert run(block, x)[1] == [BLOCK]
+    apply, expected_operators = FOLDED_CHANGES[change]
+    apply(block)
+    unpatched = attnkernels.unpatch(copy.deepcopy(block))
+    for _ in range(2):
+        y, seen = run(block, x)
+        torch.testing.assert_close(y, run(unpatched, x)[0], rtol=1e-6, atol=1e-7)
+        assert seen == expected_operators
+
+
 @pytest.mark.parametrize("change", ["gate", "hook", "maxpool", "weight", "bias", "kernel"])
 def test_changes_of_a_module_alone_are_noticed(change, x):
     module = timm.layers.SEModule(16, rd_channels=4).double()
