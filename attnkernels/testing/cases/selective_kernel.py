@@ -99,6 +99,8 @@ TRAFFIC = [
     TrafficCall(
         name, _cases("traffic", 2, 2, 64, 16, 16)["selective_kernel"], layout,
         inputs=("branch 0", "branch 1"), grads=("grad 0", "grad 1"),
+        # Two passes forward, and two backward, of which the last needs no branch.
+        reads={"branch 0": 2 + 1, "branch 1": 2 + 1, "grad_y": 2}, writes={"y": 1, "grad 0": 1, "grad 1": 1},
     )
     for name, layout in FORMATS.items()
 ]  # fmt: skip

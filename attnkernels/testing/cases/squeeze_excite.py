@@ -86,8 +86,9 @@ _PATHS = {
 }
 TRAFFIC = [
     TrafficCall(
-        f"{path}, {name}", _case("traffic", 2, 64, 16, 16, 8), layout, wanted=(0,), inputs=("x",), device=device
+        f"{path}, {name}", _case("traffic", 2, 64, 16, 16, 8), layout, wanted=(0,), inputs=("x",), device=device,
+        reads={"x": 2 + 1, "grad_y": 2}, writes={"y": 1, "grad_x": 1},  # two passes forward, and two backward
     )
     for path, device in _PATHS.items()
     for name, layout in FORMATS.items()
-]
+]  # fmt: skip
