@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from attnkernels import testing
 from tools.budgets import __main__ as budgets
 from tools.budgets import cuda, table
 
@@ -57,34 +58,21 @@ def is_wide(r: dict) -> bool:
     return r["figures"]["bytes_per_access"] == 16 and r["figures"]["sector_efficiency"] >= 0.99
 
 
-LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "bfloat16")
-
-# The passes over each buffer of the calls in attnkernels.testing.TRAFFIC: forward + backward.
-TWO_PASSES = {("x", "read"): 2 + 1, ("y", "write"): 1, ("grad_y", "read"): 2, ("grad_x", "write"): 1}
-SQUEEZE_EXCITE_PASSES = {"plain launches": TWO_PASSES, "overlapped launches": TWO_PASSES}
-SELECTIVE_KERNEL_PASSES = {  # five of two branches, and six
-    **{(f"branch {m}", "read"): 2 + 1 for m in range(2)},
-    ("y", "write"): 1,
-    ("grad_y", "read"): 2,
-    **{(f"grad {m}", "write"): 1 for m in range(2)},
-}
+STREAMING = [
+    pytest.param(op, call, id=f"{op}-{call.name}")
+    for op, calls in testing.TRAFFIC.items()
+    for call in calls
+    if call.reads or call.writes
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("path", SQUEEZE_EXCITE_PASSES)
-def test_squeeze_excite_reads_and_writes_no_more_than_it_must(path, layout, dtype):
-    factors, rows = traffic_of("squeeze_excite", f"{path}, {layout}", dtype)
-    assert factors == SQUEEZE_EXCITE_PASSES[path]
-    assert all(map(is_wide, rows))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_selective_kernel_reads_and_writes_no_more_than_it_must(layout, dtype):
-    factors, rows = traffic_of("selective_kernel", layout, dtype)
-    assert factors == SELECTIVE_KERNEL_PASSES
+@pytest.mark.parametrize(("op", "call"), STREAMING)
+def test_maps_are_read_and_written_no_more_than_they_must(op, call, dtype):
+    factors, rows = traffic_of(op, call.name, dtype)
+    expected = {(name, "read"): factor for name, factor in call.reads.items()}
+    assert factors == expected | {(name, "write"): factor for name, factor in call.writes.items()}
     assert all(map(is_wide, rows))
 
 

@@ -20,6 +20,11 @@ SMALL = [p for p in EVERY if p.values[0].small]
 HAS_SAMPLES = [p for p in SMALL if "no_samples" not in p.id]
 
 
+def tensors(parameters):
+    """How many a case's call is given."""
+    return len(list(testing.tensors_of(parameters.values[0].make())))
+
+
 def make(case, dtype, device, layout="contiguous", seed=0):
     return case.make(dtype, device, layout, seed)
 
@@ -90,6 +95,16 @@ def test_numerical_gradients(case, backend, device):
     fast = {"fast_mode": True}
     assert torch.autograd.gradcheck(call, inputs, **fast)
     assert torch.autograd.gradgradcheck(call, inputs, **fast)
+
+
+RICHEST = [max((p for p in HAS_SAMPLES if p.values[0].op == op and p.values[1] == backend and tensors(p) <= 6),
+               key=tensors) for op in testing.CASES for backend, _ in BACKENDS]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+@pytest.mark.parametrize(("case", "backend", "device"), RICHEST)
+def test_gradients_only_where_they_are_needed(case, backend, device, layout):
+    testing.check_gradients_alone(case, backend, device, layout)
 
 
 class _Record(TorchDispatchMode):

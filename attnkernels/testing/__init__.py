@@ -3,7 +3,7 @@
 from ._accuracy import TOLERANCES, Tolerance, assert_close_to_float64, uninitialized_is_nan
 from ._budgeted import BudgetedCall, TrafficCall
 from ._cases import DTYPES, LAYOUTS, Maker, OpCase, RandomCases, gradients, in_float64, map_tensors, run, tensors_of
-from ._check import check_against_float64, check_results
+from ._check import check_against_float64, check_gradients_alone, check_results
 from ._fused import fused_backends
 from ._placement import OFFSETS, Offsets, Operand, PlacedCase, Placement, placed, places
 from ._registry import CASES, COMPILED, RANDOM, TRAFFIC, cases
@@ -30,6 +30,7 @@ __all__ = [
     "assert_close_to_float64",
     "cases",
     "check_against_float64",
+    "check_gradients_alone",
     "check_results",
     "fused_backends",
     "gradients",

@@ -67,12 +67,16 @@ class TrafficCall(BudgetedCall):
         output: the result's name.
         grads: the names of the gradients; "grad_" and the input's name where empty.
         device: fields of the emulated device that differ from an H100's.
+        reads, writes: how often the budget has the call read and write the whole of each buffer, with accesses of 16
+            bytes in whole sectors; empty where the op's own test of its budget (tests/test_budgets.py) knows better.
     """
 
     inputs: tuple[str, ...] = ()
     output: str = "y"
     grads: tuple[str, ...] = ()
     device: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
 
     def buffers(self, tensors: CallTensors) -> dict[str, Tensor]:
         """The tensors by name."""

@@ -68,6 +68,7 @@ class OpCase:
         small: quick enough for the host emulation and for numerical gradients.
         through_output: the tensor arguments whose gradient is computed from the stored output (see `_accuracy`).
         products: whether the op multiplies matrices, whose operands may be rounded to 16 bits (see `_accuracy`).
+        any_alignment: whether tests also start its operands at every alignment.
     """
 
     op: str
@@ -76,6 +77,7 @@ class OpCase:
     small: bool = True
     through_output: tuple[int, ...] = ()
     products: bool = False
+    any_alignment: bool = False
 
     def rounded_inside(self, backend: str, dtype: torch.dtype, argument: int | None = None) -> bool:
         """Whether a backend rounds on the way to the output or, if one is named, to an argument's gradient."""

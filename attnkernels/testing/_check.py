@@ -1,4 +1,4 @@
-"""The check of every backend: forward and gradients against the reference in float64."""
+"""The checks of every backend: forward and gradients against the reference in float64, and gradients one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attnkernels
 from .. import backends
 from ..ops import _checks
 from ._accuracy import assert_close_to_float64, uninitialized_is_nan
-from ._cases import OpCase, gradients, in_float64
+from ._cases import OpCase, gradients, in_float64, map_tensors, run, tensors_of
 
 
 def check_against_float64(case: OpCase, backend: str, device: str, dtype: torch.dtype, layout: str) -> None:
@@ -43,3 +43,21 @@ def check_results(
             grad, want_grad, f"gradient of tensor argument {i}",
             rounded_inside=case.rounded_inside(backend, dtype, i), largest=largest if i in case.through_output else 0.0,
         )  # fmt: skip
+
+
+def check_gradients_alone(case: OpCase, backend: str, device: str, layout: str) -> None:
+    """Hold the gradients to each choice of arguments, where kernels skip the others, to the bits of all at once."""
+    args, kwargs = map_tensors(case.make(torch.float32, device, layout), lambda x: x.requires_grad_())
+    inputs = list(tensors_of((args, kwargs)))
+    output = run(case.op, args, kwargs, backend)
+    grad_output = torch.randn_like(output)
+    every = torch.autograd.grad(output, inputs, grad_output)
+    for choice in range(1, 2 ** len(inputs)):
+        wanted = [i for i in range(len(inputs)) if choice >> i & 1]
+        for i, x in enumerate(inputs):
+            x.requires_grad_(i in wanted)
+        with uninitialized_is_nan():
+            output = run(case.op, args, kwargs, backend)
+            grads = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output)
+        for i, grad in zip(wanted, grads, strict=True):
+            assert torch.equal(grad, every[i]), f"gradient of tensor argument {i}, with those of {wanted} alone"

@@ -17,15 +17,7 @@ from attnkernels.ops import _registry
 from attnkernels.testing import OFFSETS, PlacedCase, Placement, placed, places
 from tools import emulation
 
-# Long and short planes, rows of whole vectors and odd ones; with and without residual, clipping and hidden layer.
-SHAPES = {
-    "squeeze_excite": ("plain", "19x19", "whole_vectors", "single_layer"),
-    "criss_cross_attention": ("one_channel", "whole_vectors"),
-    "criss_cross_affinity": ("one_channel", "whole_vectors"),
-    "criss_cross_aggregate": ("one_channel", "whole_vectors"),
-    "selective_kernel": ("plain", "three", "stacked_four"),
-}
-CASES = [case for op, names in SHAPES.items() for case in testing.CASES[op] if case.name in names]
+CASES = [case for case in testing.cases(small=True) if case.any_alignment]
 # Of each dtype the offsets that are different ones to the CUDA kernels' accesses of 16 bytes.
 DTYPES = {torch.float32: (1, 2, 3), torch.bfloat16: OFFSETS, torch.float64: (1,)}
 # So few multiprocessors that a block walks many planes.
@@ -63,7 +55,7 @@ def on_device(backend: str, device: Mapping[str, int]) -> contextlib.AbstractCon
 @pytest.mark.parametrize(("case", "backend", "device"), runs())
 def test_operands_start_anywhere(case, backend, device, layout):
     for dtype, choices in DTYPES.items():
-        if dtype == torch.float64 and case.name != SHAPES[case.op][0]:
+        if dtype == torch.float64 and case != next(c for c in CASES if c.op == case.op):
             continue
         with on_device(backend, device):
             call = PlacedCase(case, backend, "cpu", dtype, layout)

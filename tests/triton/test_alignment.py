@@ -14,14 +14,7 @@ from attnkernels import testing
 from attnkernels.ops import _triton
 from attnkernels.testing import OFFSETS, Offsets, Operand, PlacedCase, Placement, places
 
-SHAPES = {
-    "squeeze_excite": ("plain", "whole_vectors", "single_layer"),
-    "criss_cross_attention": ("whole_vectors",),
-    "criss_cross_affinity": ("whole_vectors",),
-    "criss_cross_aggregate": ("whole_vectors",),
-    "selective_kernel": ("plain", "stacked_four"),
-}
-CASES = [case for op, names in SHAPES.items() for case in testing.CASES[op] if case.name in names]
+CASES = [case for case in testing.cases(small=True) if case.any_alignment]
 RUNS = [pytest.param(case, layout, id=f"{case}-{layout}") for case in CASES for layout in testing.LAYOUTS]
 
 

@@ -1,4 +1,4 @@
-"""The squeeze_excite launchers, called directly: several programs, every need, both ways to the gates, planted bugs."""
+"""The squeeze_excite launchers, called directly: options, both ways to the gates, limits, planted bugs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from attnkernels import testing
 from attnkernels.ops.squeeze_excite import reference, triton_impl
 from attnkernels.ops.squeeze_excite.checks import ACTIVATIONS, GATES
 from attnkernels.ops.squeeze_excite.schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, SQUEEZE_EXCITE
-from attnkernels.testing._cases import Maker
 
 EVERYTHING = NEEDS_X | NEEDS_RESIDUAL | NEEDS_WEIGHTS
 NAMES = ("grad_x", "grad_residual", "grad_reduce_weight", "grad_reduce_bias", "grad_expand_weight", "grad_expand_bias")
@@ -26,7 +25,7 @@ def _no_plans():
 
 def make(dtype=torch.float32, layout="contiguous", shape=(3, 20, 23, 31), hidden=6):
     """x, the four parameters, residual and grad_y; odd sizes, so that every dimension has a part of a block."""
-    maker = Maker(dtype, "cuda", layout)
+    maker = testing.Maker(dtype, "cuda", layout)
     channels = shape[1]
     width = hidden or channels
     reduce = (maker.normal(hidden, channels, scale=0.3), maker.normal(hidden)) if hidden else (None, None)
@@ -62,30 +61,6 @@ def check(x, parameters, residual, grad_y, result, **options):
             assert grads[name].shape == (0,)
         else:
             testing.assert_close_to_float64(grads[name], leaf.grad, name)
-
-
-@LAYOUTS
-@DTYPES
-def test_many_programs(dtype, layout):
-    """Several tiles of channels, chunks of pixels and samples; every epilogue."""
-    arguments = make(dtype, layout)
-    tiling = triton_impl.tile(3, 20, 23 * 31, layout == "channels_last")
-    assert tiling.channel_tiles * tiling.chunks > 1
-    check(*arguments, run(*arguments))
-
-
-@LAYOUTS
-@pytest.mark.parametrize("needs", [x | w | r for x in (0, NEEDS_X) for w in (0, 2, 4, NEEDS_WEIGHTS)
-                                   for r in (0, NEEDS_RESIDUAL) if x | w | r])  # fmt: skip
-def test_only_what_is_needed(needs, layout):
-    arguments = make(layout=layout, shape=(2, 5, 6, 7), hidden=3)
-    everything, only = run(*arguments)[2], run(*arguments, needs=needs)[2]
-    for name in NAMES:
-        bit = {"grad_x": NEEDS_X, "grad_residual": NEEDS_RESIDUAL}.get(name, NEEDS_WEIGHTS)
-        if needs & bit:
-            assert torch.equal(only[name], everything[name])
-        else:
-            assert only[name].shape == (0,)
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -9,6 +9,8 @@ import torch
 from .._budgeted import BudgetedCall, TrafficCall
 from .._cases import Maker, OpCase, RandomCases
 
+_ANY_ALIGNMENT = ("one_channel", "whole_vectors")
+
 
 def _attention(name, n, query_channels, channels, *space, small=True):
     def arguments(make: Maker):
@@ -17,14 +19,17 @@ def _attention(name, n, query_channels, channels, *space, small=True):
         key, value = make.feature_map(n, query_channels, *space), make.feature_map(n, channels, *space)
         return (query, key, value), {}
 
-    return OpCase("criss_cross_attention", name, arguments, small, through_output=(0, 1), products=True)
+    return OpCase(
+        "criss_cross_attention", name, arguments, small, through_output=(0, 1), products=True,
+        any_alignment=name in _ANY_ALIGNMENT,
+    )  # fmt: skip
 
 
 def _affinity(name, n, channels, height, width, small=True):
     def arguments(make: Maker):
         return (make.feature_map(n, channels, height, width), make.feature_map(n, channels, height, width)), {}
 
-    return OpCase("criss_cross_affinity", name, arguments, small)
+    return OpCase("criss_cross_affinity", name, arguments, small, any_alignment=name in _ANY_ALIGNMENT)
 
 
 def _aggregate(name, n, channels, height, width, small=True):
@@ -32,7 +37,7 @@ def _aggregate(name, n, channels, height, width, small=True):
         affinity = make.feature_map(n, height + width - 1, height, width, scale=(height + width) ** -0.5)
         return (affinity, make.feature_map(n, channels, height, width)), {}
 
-    return OpCase("criss_cross_aggregate", name, arguments, small)
+    return OpCase("criss_cross_aggregate", name, arguments, small, any_alignment=name in _ANY_ALIGNMENT)
 
 
 _SHAPES = [
@@ -43,6 +48,7 @@ _SHAPES = [
     ("one_channel", 1, 1, 4, 3),
     ("19x18", 1, 17, 19, 18),
     ("whole_vectors", 1, 16, 3, 5),
+    ("several_programs", 1, 9, 67, 3),
 ]
 
 CASES = [
@@ -54,6 +60,7 @@ CASES = [
     _attention("no_samples", 0, 4, 8, 5, 6),
     _attention("no_pixels", 2, 4, 8, 0, 3),
     _attention("whole_vectors", 1, 8, 24, 3, 5),
+    _attention("several_programs", 1, 5, 20, 67, 3),
     _attention("19x18", 1, 17, 33, 19, 18),
     _attention("volume", 2, 3, 5, 3, 4, 5),
     _attention("flat_volume", 1, 3, 5, 1, 4, 5),

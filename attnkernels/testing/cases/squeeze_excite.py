@@ -8,7 +8,10 @@ from .._budgeted import FORMATS, BudgetedCall, TrafficCall
 from .._cases import Maker, OpCase, RandomCases
 
 
-def _case(name, n, c, h, w, rd, *, biases=True, convolution=True, residual=False, small=True, shift=0.0, **options):
+def _case(
+    name, n, c, h, w, rd,
+    *, biases=True, convolution=True, residual=False, small=True, shift=0.0, any_alignment=False, **options,
+):  # fmt: skip
     def arguments(make: Maker):
         def weight(rows, columns):
             shape = (rows, columns, 1, 1) if convolution else (rows, columns)
@@ -24,23 +27,24 @@ def _case(name, n, c, h, w, rd, *, biases=True, convolution=True, residual=False
             kwargs["residual"] = make.feature_map(n, c, h, w)
         return (x, reduce_weight, reduce_bias, expand_weight, expand_bias), kwargs
 
-    return OpCase("squeeze_excite", name, arguments, small)
+    return OpCase("squeeze_excite", name, arguments, small, any_alignment=any_alignment)
 
 
 CASES = [
-    _case("plain", 2, 16, 5, 6, 4),
+    _case("plain", 2, 16, 5, 6, 4, any_alignment=True),
     _case("one_pixel", 3, 72, 1, 1, 8),
     _case("one_channel", 2, 1, 7, 7, 1),
     _case("three_channels", 5, 3, 14, 14, 2, biases=False),
     _case("7x7", 2, 72, 7, 7, 18, gate="hard_sigmoid", activation="relu"),
     _case("14x14_silu", 1, 24, 14, 14, 6, activation="silu"),
-    _case("19x19", 1, 10, 19, 19, 3, biases=False, convolution=False),
+    _case("19x19", 1, 10, 19, 19, 3, biases=False, convolution=False, any_alignment=True),
     _case("residual", 2, 12, 6, 5, 3, residual=True),
     _case("residual_relu", 2, 12, 6, 5, 3, residual=True, output_activation="relu"),
     _case("relu", 2, 12, 7, 7, 3, output_activation="relu", shift=0.1),
-    _case("whole_vectors", 1, 32, 4, 6, 8, residual=True, output_activation="relu"),
-    _case("single_layer", 2, 20, 5, 5, None, gate="hard_sigmoid"),
+    _case("whole_vectors", 1, 32, 4, 6, 8, residual=True, output_activation="relu", any_alignment=True),
+    _case("single_layer", 2, 20, 5, 5, None, gate="hard_sigmoid", any_alignment=True),
     _case("no_hidden_channels", 2, 12, 5, 6, 0),
+    _case("several_programs", 3, 20, 23, 31, 6, activation="silu", residual=True, output_activation="relu"),
     _case("no_samples", 0, 8, 4, 4, 2),
     _case("wide", 2, 2048, 7, 7, 128, small=False),
     _case("tall", 5, 64, 56, 56, 4, activation="silu", small=False),
@@ -82,8 +86,9 @@ _PATHS = {
 }
 TRAFFIC = [
     TrafficCall(
-        f"{path}, {name}", _case("traffic", 2, 64, 16, 16, 8), layout, wanted=(0,), inputs=("x",), device=device
+        f"{path}, {name}", _case("traffic", 2, 64, 16, 16, 8), layout, wanted=(0,), inputs=("x",), device=device,
+        reads={"x": 2 + 1, "grad_y": 2}, writes={"y": 1, "grad_x": 1},  # two passes forward, and two backward
     )
     for path, device in _PATHS.items()
     for name, layout in FORMATS.items()
-]
+]  # fmt: skip

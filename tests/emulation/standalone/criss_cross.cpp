@@ -35,25 +35,6 @@ struct Case {
   int64_t offset_of(Operand operand) const { return offset + (operand == moved ? by : 0); }
 };
 
-double largest(const Numbers& values) {
-  double result = 0;
-  for (double value : values) result = std::max(result, std::fabs(value));
-  return result;
-}
-
-// `terms`: the size of what is summed, where that is more than the sums.
-void compare(const std::string& what, const Numbers& got, const Numbers& want, double tolerance, double terms) {
-  const double scale = std::max({largest(want), terms, 1e-30});
-  double worst = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double error = std::fabs(got[i] - want[i]) / scale;
-    worst = error <= worst ? worst : error;  // a NaN is the worst
-  }
-  if (got.size() == want.size() && worst <= tolerance) return;
-  std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst, tolerance);
-  ++failures;
-}
-
 // visit(query, key, entry) for every pair of pixels of a sample; in volumes the entry means nothing.
 template <class Visit>
 void for_each_pair(const cc::Shape& shape, Visit visit) {
@@ -145,12 +126,7 @@ struct Checker {
     return Buffer<acc_t>(cc::needs_partial(type, shape) ? count * channels : 0);
   }
 
-  void run(const char* what, const attnkernels::Result& result) {
-    cudaDeviceSynchronize();
-    if (!result.error) return;
-    std::printf("%s%s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
-    ++failures;
-  }
+  void run(const char* what, const attnkernels::Result& result) { check_launches(name + what, result); }
   void expect(const std::string& what, const Numbers& got, const Numbers& want, double allowed, double terms = 0) {
     compare(name + what, got, want, allowed, terms);
   }

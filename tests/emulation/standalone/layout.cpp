@@ -36,13 +36,8 @@ void check(const std::vector<Case>& cases) {
     copies.push_back(
         {from.back().data(), to.back().data(), c.samples, c.rows, c.columns, c.sample_stride(), c.row_stride()});
   }
-  const auto done = attnkernels::layout::transpose(sizeof(T), copies.data(), int(copies.size()), nullptr);
-  cudaDeviceSynchronize();
-  if (done.error) {
-    std::printf("%s: %s\n", done.kernel, done.error);
-    ++failures;
-    return;
-  }
+  check_launches("layout", attnkernels::layout::transpose(sizeof(T), copies.data(), int(copies.size()), nullptr));
+  if (failures) return;
   for (size_t i = 0; i < cases.size(); ++i) {
     const Case& c = cases[i];
     int64_t wrong = 0;

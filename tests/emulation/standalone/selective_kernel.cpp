@@ -90,10 +90,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
     for (int64_t i = 0; i < buffer.count; ++i) assign(buffer[i], size * normal(generator));
   };
   const auto run = [&](const char* what, const attnkernels::Result& result) {
-    cudaDeviceSynchronize();
-    if (!result.error) return;
-    std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
-    ++failures;
+    check_launches(name + ": " + what, result);
   };
 
   // M maps in one tensor, or each in its own

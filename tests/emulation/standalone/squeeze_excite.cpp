@@ -70,19 +70,6 @@ constexpr Path kPaths[] = {
     {"layers apart, splits", {90, 64, 4 << 10, true}, {.layer_in_map = 0}, se::kMostSamples},
 };
 
-void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want,
-             double tolerance) {
-  double scale = 1e-30, worst = 0;
-  for (double value : want) scale = std::max(scale, std::fabs(value));
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double error = std::fabs(got[i] - want[i]) / scale;
-    worst = error <= worst ? worst : error;  // a NaN is the worst
-  }
-  if (got.size() == want.size() && worst <= tolerance) return;
-  std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst, tolerance);
-  ++failures;
-}
-
 struct Expected {
   std::vector<double> y, saved, grad_x, grad_residual, grad_w1, grad_b1, grad_w2, grad_b2;
 };
@@ -196,12 +183,7 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
                      std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
                      std::to_string(c.channels) + " rd " + std::to_string(c.hidden) + " HW " +
                      std::to_string(c.pixels) + " operand " + std::to_string(c.moved) + " by " + std::to_string(c.by);
-  const auto run = [&](const char* what, const Result& result) {
-    cudaDeviceSynchronize();
-    if (!result.error) return;
-    std::printf("%s: %s: %s: %s\n", name.c_str(), what, result.kernel, result.error);
-    ++failures;
-  };
+  const auto run = [&](const char* what, const Result& result) { check_launches(name + ": " + what, result); };
 
   se::Plan plan = se::choose_forward(type, shape, path.limits, path.tuning);
   plan.samples_at_once = path.samples_at_once;

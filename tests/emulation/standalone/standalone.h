@@ -1,10 +1,12 @@
-// What the stand-alone programs share: conversions, and heap memory of exact size.
+// What the stand-alone programs share: conversions, heap memory of exact size, and checks.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "common/language.cuh"
@@ -66,5 +68,34 @@ struct Buffer {
     return result;
   }
 };
+
+// Waits for the kernels of a call, which must have been launched well.
+template <class Result>
+void check_launches(const std::string& what, const Result& result) {
+  cudaDeviceSynchronize();
+  if (!result.error) return;
+  std::printf("%s: %s: %s\n", what.c_str(), result.kernel, result.error);
+  ++failures;
+}
+
+inline double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (double value : values) result = std::max(result, std::fabs(value));
+  return result;
+}
+
+// Errors over the largest number that is wanted, or over `terms`: the size of what is summed, where that is larger.
+inline void compare(const std::string& what, const std::vector<double>& got, const std::vector<double>& want,
+                    double tolerance, double terms = 0) {
+  const double scale = std::max({largest(want), terms, 1e-30});
+  double worst = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(got[i] - want[i]) / scale;
+    worst = error <= worst ? worst : error;  // a NaN is the worst
+  }
+  if (got.size() == want.size() && worst <= tolerance) return;
+  std::printf("%s: error %.3g, allowed %.3g\n", what.c_str(), worst, tolerance);
+  ++failures;
+}
 
 }  // namespace standalone

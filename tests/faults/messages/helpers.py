@@ -104,5 +104,6 @@ WITHOUT_ROWS = {
     "Placement": "takes the offsets that `places` made",
     "PlacedCase": "hands all on to OpCase.make and gradients",
     "places": "takes the operands that Placement has met",
+    "check_gradients_alone": "hands all on to OpCase.make and run",
     "check_results": "takes what gradients returned",
 }
