@@ -15,7 +15,7 @@ template <class acc_t>
 __device__ __forceinline__ acc_t sum_of_splits(const acc_t* partial, int64_t n, int64_t splits, int64_t channels,
                                                int64_t channel) {
   acc_t sum = 0;
-#pragma unroll 8
+#pragma unroll 2
   for (int64_t split = 0; split < splits; ++split) sum += partial[(n * splits + split) * channels + channel];
   return sum;
 }
@@ -126,7 +126,7 @@ struct WeightGrad {
     const Shape& shape = a.shape;
     acc_t sum = 0;
     for (int64_t n = threadIdx.x / 32; n < shape.samples; n += kThreads / 32) {  // a warp takes a sample
-      strided<4>(
+      strided<2>(
           int64_t(threadIdx.x % 32), shape.channels, int64_t(32),
           [&](int64_t channel) {
             const int64_t other = shape.channel_at(channel + tap - shape.taps / 2);

@@ -8,7 +8,7 @@ from .._budgeted import FORMATS, BudgetedCall, TrafficCall
 from .._cases import Maker, OpCase, RandomCases
 
 
-def _case(name, n, c, h, w, k=3, *, residual=False, small=True, shift=0.0, **options):
+def _case(name, n, c, h, w, k=3, *, residual=False, small=True, shift=0.0, any_alignment=False, **options):
     def arguments(make: Maker):
         x = make.feature_map(n, c, h, w, shift=shift)
         # A weight of one dimension here, of three as a Conv1d's there.
@@ -18,12 +18,12 @@ def _case(name, n, c, h, w, k=3, *, residual=False, small=True, shift=0.0, **opt
             kwargs["residual"] = make.feature_map(n, c, h, w)
         return (x, weight), kwargs
 
-    return OpCase("efficient_channel_attention", name, arguments, small)
+    return OpCase("efficient_channel_attention", name, arguments, small, any_alignment=any_alignment)
 
 
 CASES = [
-    _case("plain", 2, 16, 5, 6),
-    _case("circular", 2, 12, 5, 6, 5, circular=True),
+    _case("plain", 2, 16, 5, 6, any_alignment=True),
+    _case("circular", 2, 12, 5, 6, 5, circular=True, any_alignment=True),
     _case("one_tap", 2, 8, 4, 5, 1),
     _case("more_taps_than_channels", 2, 3, 6, 7, 9),
     _case("around_all_channels", 2, 3, 6, 7, 7, circular=True),
@@ -32,7 +32,8 @@ CASES = [
     _case("7x7", 2, 72, 7, 7, gate="hard_sigmoid"),
     _case("residual", 2, 12, 6, 5, residual=True),
     _case("relu", 2, 12, 7, 7, output_activation="relu", shift=0.1),
-    _case("whole_vectors", 1, 32, 4, 6, 5, residual=True, output_activation="relu"),
+    _case("whole_vectors", 1, 32, 4, 6, 5, residual=True, output_activation="relu", any_alignment=True),
+    _case("several_programs", 3, 20, 23, 31, 5, residual=True, output_activation="relu"),
     _case("no_samples", 0, 8, 4, 4),
     _case("wide", 2, 2048, 7, 7, 7, small=False),
     _case("tall", 5, 64, 56, 56, 5, small=False),
