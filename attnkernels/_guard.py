@@ -134,6 +134,15 @@ class Guard:
         return found
 
 
+def entries(taken: Iterable[tuple[nn.Module | None, Iterable[str]]]) -> list[tuple[dict[str, Any], str]]:
+    """Where the parameters and buffers of layers are, given by their names, for a guard; of None there are none."""
+    return [
+        ({name: None} if layer is None else layer._parameters if name in layer._parameters else layer._buffers, name)
+        for layer, names in taken
+        for name in names
+    ]
+
+
 def match(module: nn.Module, x: Any, name: str = NAME, does: int = PASSES_MODULES) -> tuple[Guard, str] | None:
     """The module's guard and the backend of kernels, where it holds for this call on `x`; None where it does not.
 

@@ -44,9 +44,12 @@ def unknown(rows: Iterable[Row]) -> list[Row]:
 
 
 def extended(rows: Iterable[Row]) -> list[Row]:
-    """The table with the installed versions: classes in the order they have, the newest version of each first."""
+    """The table with the installed versions: classes in the order they have, the newest version of each first.
+
+    Rows without fingerprints, by which a class is entered, are left out.
+    """
     ranges: dict[tuple[str, str, str], tuple[str, str]] = {}
-    for name, first, last, *key in (*rows, *installed(rows)):
+    for name, first, last, *key in (row for row in (*rows, *installed(rows)) if row[-1]):
         before = ranges.get((name, *key), (first, last))
         ranges[(name, *key)] = min(before[0], first, key=_order), max(before[1], last, key=_order)
     merged = [(name, *versions, methods, value) for (name, methods, value), versions in ranges.items()]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import backends
-from .._guard import cache, match
+from .._guard import cache, entries, match
 from .._modules import NOT_BARE, affine, is_bare, method_owner, pointwise_name, qualified_name
 from ..ops.squeeze_excite.checks import ACTIVATIONS, GATES, check
 from ..ops.squeeze_excite.schema import SQUEEZE_EXCITE
@@ -26,19 +26,9 @@ class Excitation(NamedTuple):
     own: tuple[str, ...] = ()  # attributes of the module itself that decide whether the op computes what it does
     methods: tuple[str, ...] = ()  # methods of its class, besides the forward, that do
 
-    def tensors(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the weights are, for a guard."""
-        reduce, expand = self.layers
-        absent: dict[str, Any] = {"weight": None, "bias": None}
-        return [
-            (absent if layer is None else layer._parameters, name)
-            for layer in (reduce, expand)
-            for name in ("weight", "bias")
-        ]
-
-    def taken(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        """The layers whose tensors the op takes, with the names of these."""
-        return [(layer, ("weight", "bias")) for layer in self.layers if layer is not None]
+    def taken(self) -> list[tuple[nn.Module | None, tuple[str, ...]]]:
+        """The layers whose tensors go into the op, in order, with the names of these; None: the op gets none."""
+        return [(layer, ("weight", "bias")) for layer in self.layers]
 
     def methods_of(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
         """Where the methods are that must not change, for a guard."""
@@ -127,4 +117,5 @@ def cache_excitation(module: nn.Module, x: Tensor, found: Excitation, backend: s
         return False
     arguments = (found.activation, found.gate, None)
     methods = found.methods_of(module)
-    return cache(module, module._modules.values(), found.tensors(), methods, found.own, arguments, backend) is not None
+    tensors = entries(found.taken())
+    return cache(module, module._modules.values(), tensors, methods, found.own, arguments, backend) is not None

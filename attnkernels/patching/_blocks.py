@@ -9,10 +9,9 @@ on a GPU as well. Everywhere else the block's own forward runs, and calls the pa
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,140 +19,19 @@ from torch.nn import functional as F
 
 from .. import backends
 from .._context import WRITES_OVER, is_ordinary
-from .._guard import NAME, PART, Guard, cache, match
-from .._modules import are_ordinary, has_its, is_bare, method_owner, pointwise_name, qualified_name
+from .._guard import NAME, PART, Guard, cache, entries, match
+from .._modules import are_ordinary, is_bare, method_owner, pointwise_name, qualified_name
 from ..layers._excitation import OP, Excitation
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION
-from . import _fingerprints
-from ._adapter import Adapter, fingerprint, is_original
+from ._adapter import Adapter
 from ._dispatch import FLAG, backend_of, is_served, keep_only_if_patched
 from ._ownership import counted, counts_of_new
-from ._registry import ADAPTERS
+from ._patterns import Pattern, excitation_inside, is_excitation, is_sequential, pattern
 from ._weights import unusual
 from .squeeze_excite import considered, excite
 
 _operator = torch.ops.attnkernels.squeeze_excite_.default
-
-# What these return is new memory at each call.
-_CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
-_conv2d = F.conv2d
-_BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
-_BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
-_STATISTICS, _AFFINE = ("running_mean", "running_var"), ("weight", "bias")
-_SEQUENTIAL = "torch.nn.modules.container.Sequential"
-_CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
-_DROP_PATH = "timm.layers.drop.DropPath"
-
-
-class Pattern(NamedTuple):
-    """The modules of one block around its excitation, in the order in which they are called."""
-
-    before: tuple[nn.Module, ...]
-    convolution: nn.Module
-    fused: tuple[nn.Module, ...]  # what the operator stands for; the last is the excitation
-    after: tuple[nn.Module, ...]
-    around: tuple[nn.Module, ...]  # other modules whose calls are passed by
-    norm: nn.Module | None
-    activation: str | None
-    excitation: Excitation
-    counts: tuple = ()  # what is counted of the convolution's result where it may be written over
-
-    def taken(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        """The layers whose tensors the operator takes, with the names of these."""
-        norm = [] if self.norm is None else [(self.norm, (*_STATISTICS, *_AFFINE))]
-        return norm + self.excitation.taken()
-
-    def tensors(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the operator's tensors are, for a guard."""
-        if self.norm is None:
-            of_norm = [({"absent": None}, "absent")] * 4
-        else:
-            of_norm = [(self.norm._buffers, name) for name in _STATISTICS]
-            of_norm += [(self.norm._parameters, name) for name in _AFFINE]
-        return of_norm + self.excitation.tensors()
-
-
-@functools.cache
-def _adapter_inside(cls: type) -> Adapter | None:
-    adapter = ADAPTERS.get(qualified_name(cls))
-    return adapter if adapter is not None and adapter.op == OP and adapter.is_part_of_blocks else None
-
-
-def _is_excitation(module: nn.Module | None) -> bool:
-    return _adapter_inside(module.__class__) is not None
-
-
-def _excitation_inside(block: nn.Module, name: str) -> Excitation | str:
-    """What the op takes from a block's child of this name, a bare module; a reason where it is not."""
-    module = block._modules.get(name)
-    if not _is_excitation(module) or not is_bare(module):
-        return f"its {name} is not a bare squeeze-and-excitation module"
-    return _adapter_inside(module.__class__).arguments(module)
-
-
-def _is_sequential(module: nn.Module | None) -> bool:
-    return fingerprint(module.__class__) in _fingerprints.known(_SEQUENTIAL)
-
-
-def _pattern(
-    head: list[nn.Module], parent: nn.Module, name: str, after: Iterable[nn.Module], around: list[nn.Module]
-) -> Pattern | str:
-    """The pattern of a block; a reason where the operator cannot stand for a part of it.
-
-    Args:
-        head: what is called before the excitation.
-        parent: the module whose child the excitation is.
-        name: that child's name.
-        after: as in Pattern.
-        around: as in Pattern.
-    """
-    found = _excitation_inside(parent, name)
-    if isinstance(found, str):
-        return found
-    if head and is_original(head[-1].__class__, _CONV_NORM_ACT):
-        around, children = [*around, head[-1]], map(head[-1]._modules.get, ("conv", "bn", "aa"))
-        head = [*head[:-1], *(child for child in children if child is not None)]
-    elif head and _is_sequential(head[-1]):
-        around, head = [*around, head[-1]], [*head[:-1], *head[-1]._modules.values()]
-    last = max((i for i, module in enumerate(head) if isinstance(module, nn.Conv2d)), default=None)
-    if last is not None:
-        between = head[last + 1 :]
-        prologue = _prologue(between)
-        if prologue is not None and _is_pristine(head[last]) and all(map(is_bare, around)):
-            fused = (*between, parent._modules[name])
-            return Pattern(tuple(head[:last]), head[last], fused, tuple(after), tuple(around), *prologue, found)
-    return f"its {name} does not follow a bare convolution, batch normalisation and activation"
-
-
-def _is_pristine(convolution: nn.Module) -> bool:
-    """Whether what a convolution returns is new memory at each call: no part of its call was replaced."""
-    return (
-        qualified_name(convolution.__class__) in _CONVOLUTIONS
-        and is_bare(convolution)
-        and "_conv_forward" not in convolution.__dict__
-        and has_its("_conv_forward", convolution.__class__)
-        and F.conv2d is _conv2d
-    )
-
-
-def _prologue(between: Sequence[nn.Module]) -> tuple[nn.Module | None, str | None] | None:
-    """The normalisation and the activation, each if there is one; None where anything else is found."""
-    if between and is_original(between[0].__class__, _BATCH_NORM_ACT):
-        between = [between[0], *between[0]._modules.values(), *between[1:]]
-    norm = activation = None
-    for position, module in enumerate(between):
-        kind, name = qualified_name(module.__class__), pointwise_name(module.__class__)
-        if not is_bare(module):
-            return None
-        if position == 0 and (kind == _BATCH_NORM or is_original(module.__class__, _BATCH_NORM_ACT)):
-            if module.running_mean is None:
-                return None
-            norm = module
-        elif name != "identity":
-            if name is None or name not in INPUT_ACTIVATION or activation is not None:
-                return None
-            activation = name
-    return norm, activation
+_DROPS = ("torch.nn.modules.linear.Identity", "timm.layers.drop.DropPath")
 
 
 @dataclass(frozen=True)
@@ -198,16 +76,16 @@ class Block:
         if not self.inside:
             return block._modules.get(self.gate)
         sequence = block._modules.get(self.inside)
-        return None if sequence is None else next(filter(_is_excitation, sequence._modules.values()), None)
+        return None if sequence is None else next(filter(is_excitation, sequence._modules.values()), None)
 
     def _fuses(self, block: nn.Module) -> str:
         found = self._pattern_of(block)
         fits = not isinstance(found, str) and not unusual(block, found)
         norm = fits and found.norm is not None
-        if self._joins:
-            alone = f"{self.gate}, residual sum, {self.act}"
-            return f"{alone}; in inference on a CPU the normalisation as well" if norm else alone
-        return f"{'normalisation, ' if norm else ''}activation, excitation (inference on a CPU)"
+        if not self._joins:
+            return f"{'normalisation, ' if norm else ''}activation, excitation (inference on a CPU)"
+        also = "; in inference on a CPU the normalisation as well" if norm else ""
+        return f"{self.gate}, residual sum, {self.act}{also}"
 
     def _drops(self, block: nn.Module) -> tuple[nn.Module, ...]:
         drop = block._modules.get(self.drop)
@@ -219,23 +97,20 @@ class Block:
         if last is None or not is_bare(last) or pointwise_name(last.__class__) != "relu":
             return f"its {self.act} is not a bare ReLU, the excitation alone is replaced"
         for drop in self._drops(block):
-            if not is_bare(drop) or (
-                drop.__class__ is not nn.Identity and qualified_name(drop.__class__) != _DROP_PATH
-            ):
+            if not is_bare(drop) or qualified_name(drop.__class__) not in _DROPS:
                 return f"its {self.drop} is a {qualified_name(drop.__class__)}, the excitation alone is replaced"
-        return _excitation_inside(block, self.gate)
+        return excitation_inside(block, self.gate)
 
     def _pattern_of(self, block: nn.Module) -> Pattern | str:
         if self.inside:
             sequence = block._modules.get(self.inside)
-            if not _is_sequential(sequence):
+            if not is_sequential(sequence):
                 return f"its {self.inside} is no Sequential"
             names, children = list(sequence._modules), list(sequence._modules.values())
-            at = next((i for i, child in enumerate(children) if _is_excitation(child)), None)
-            if at is None:
-                found = "it has no squeeze-and-excitation module"
-            else:
-                found = _pattern(children[:at], sequence, names[at], children[at + 1 :], [sequence])
+            found: Pattern | str = "it has no squeeze-and-excitation module"
+            if (gate := self._excitation_of(block)) is not None:
+                at = children.index(gate)
+                found = pattern(children[:at], sequence, names[at], children[at + 1 :], [sequence])
             return f"in its {self.inside}, {found}" if isinstance(found, str) else found
         around = []
         if self._joins:
@@ -245,7 +120,7 @@ class Block:
         head, after = _children(block, self.before), _children(block, self.after)
         if head is None or after is None:
             return "a part of it is missing"
-        return _pattern(head, block, self.gate, after, around)
+        return pattern(head, block, self.gate, after, around)
 
     # ---- how a patched block runs
 
@@ -254,9 +129,10 @@ class Block:
         if guard is not None:
             return self._written_over(block, x, guard)
         found = self._matched_part(block, x) if self._joins else None
-        if found is None or any(drop.training and getattr(drop, "drop_prob", 0) > 0 for drop in self._drops(block)):
+        before = None if found is None else _children(block, self.before)
+        if before is None or any(drop.training and getattr(drop, "drop_prob", 0) > 0 for drop in self._drops(block)):
             return original(block, x)
-        y = _through(_children(block, self.before), x)
+        y = _through(before, x)
         shortcut = self._shortcut(block, x)
         if shortcut.shape == y.shape and shortcut.dtype == y.dtype:
             return excite(y, found, backend_of(block), residual=shortcut, output_activation="relu")
@@ -317,7 +193,7 @@ class Block:
         guard = cache(
             block,
             [*found.around, found.convolution, *(child for module in found.fused for child in module.modules())],
-            found.tensors(),
+            entries(found.taken()),
             [
                 (F.__dict__, "conv2d"),
                 (method_owner("_conv_forward", type(found.convolution)).__dict__, "_conv_forward"),
@@ -356,7 +232,7 @@ class Block:
         if backends.plain_backend(x, backend):
             passed = (excitation, block._modules[self.act], *self._drops(block), *excitation._modules.values())
             settings = _settings(found, excitation)
-            cache(block, passed, found.tensors(), settings, (), (), backend, found, name=PART)
+            cache(block, passed, entries(found.taken()), settings, (), (), backend, found, name=PART)
             keep_only_if_patched(block, backend)
         return found
 

@@ -48,9 +48,11 @@ def _unusual(tensor: Tensor, sharded: bool) -> str:
     return ""
 
 
-def _named(module: nn.Module, taken: Iterable[tuple[nn.Module, Iterable[str]]]) -> Iterator[tuple[str, Tensor]]:
+def _named(module: nn.Module, taken: Iterable[tuple[nn.Module | None, Iterable[str]]]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a module's layers, given by the names of attributes, with their names in the module."""
     for layer, attributes in taken:
+        if layer is None:
+            continue
         path = next(name for name, child in module.named_modules() if child is layer)
         for attribute in attributes:
             tensor = getattr(layer, attribute)

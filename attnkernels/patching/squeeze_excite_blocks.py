@@ -16,15 +16,9 @@ _senet = partial(Block, gate="se_module", shortcut="downsample", act="relu")
 _inverted = partial(Block, drop="drop_path", sums="has_skip")
 
 for _block in (
+    _residual("timm.models.resnet.BasicBlock", before="conv1 bn1 drop_block act1 aa conv2 bn2", act="act2"),
     _residual(
-        "timm.models.resnet.BasicBlock",
-        before="conv1 bn1 drop_block act1 aa conv2 bn2",
-        act="act2",
-    ),
-    _residual(
-        "timm.models.resnet.Bottleneck",
-        before="conv1 bn1 act1 conv2 bn2 drop_block act2 aa conv3 bn3",
-        act="act3",
+        "timm.models.resnet.Bottleneck", before="conv1 bn1 act1 conv2 bn2 drop_block act2 aa conv3 bn3", act="act3"
     ),
     _senet("timm.models.senet.Bottleneck", before="conv1 bn1 relu conv2 bn2 relu conv3 bn3"),
     _senet("timm.models.senet.SEResNetBlock", before="conv1 bn1 relu conv2 bn2 relu"),

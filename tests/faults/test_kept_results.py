@@ -48,6 +48,15 @@ class Kept:
             assert torch.equal(torch.as_tensor(kept), copied)
 
 
+def leaving(name: str) -> nn.Module:
+    """A block none of whose own modules writes over what a convolution returned."""
+    block = made(name)
+    for module in block.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    return block
+
+
 class DispatchMode(TorchDispatchMode):
     def __init__(self, kept):
         super().__init__()
@@ -68,10 +77,14 @@ class FunctionMode(TorchFunctionMode):
         return self.kept.keep(result) if func is F.conv2d else result
 
 
+# Their own forward adds in place to what the last convolution returned, where no normalisation follows it.
+ADDING = {"torchvision MBConv, folded", "torchvision mobilenet, folded"}
+
+
 @pytest.mark.parametrize("mode", [DispatchMode, FunctionMode])
-@pytest.mark.parametrize("name", [*BLOCKS, *FOLDED])
+@pytest.mark.parametrize("name", [name for name in (*BLOCKS, *FOLDED) if name not in ADDING])
 def test_modes_find_what_they_keep_as_it_was(name, mode, x):
-    block = made(name)
+    block = leaving(name)
     expected, _ = run(block, x)
     attnkernels.patch(block)
     for calls_before in (0, 2):
@@ -191,7 +204,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @pytest.mark.parametrize("name", ["resnet basic", "inverted residual", "torchvision MBConv", "regnet, folded"])
 def test_what_is_kept_stays_as_it_was(name, place, view, x, monkeypatch):
-    block = made(name)
+    block = leaving(name)
     expected, _ = run(block, x)
     attnkernels.patch(block)
     run(block, x)

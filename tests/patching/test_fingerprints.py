@@ -57,6 +57,11 @@ def test_changed_forwards_are_reported_and_added(monkeypatch, capsys, tmp_path):
     assert fingerprints.unknown(written["TABLE"]) == []
 
 
+def test_a_class_is_entered_without_a_fingerprint():
+    row = next(row for row in fingerprints.installed(TABLE) if row[0] == SE)
+    assert fingerprints.extended([(SE, "", "", "forward", "")]) == [row]
+
+
 def test_versions_are_a_range():
     name, _, _, methods, value = next(row for row in TABLE if row[0] == SE)
     (row,) = fingerprints.extended([(name, "1.0.9", "1.0.10", methods, value)])
