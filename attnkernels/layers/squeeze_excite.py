@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .._context import PASSES_MODULES, is_ordinary
 from .._modules import affine, are_ordinary, is_bare, pointwise_name
 from ..ops import _checks, squeeze_excite
-from ._excitation import cache_excitation, excitation, excited
+from ._excitation import excitation
+from ._gated import cache_gated, gated_by_guard
 from ._input import called
 from ._upstream_keys import as_convolutions, rename
 
@@ -85,7 +86,7 @@ class SqueezeExcite(nn.Module):
             return self._fused(x)
 
     def _fused(self, x: Tensor) -> Tensor:
-        y = excited(self, x)
+        y = gated_by_guard(self, x)
         if y is not None:
             return y
         return called(self, self._considered, x, self._first)
@@ -95,8 +96,8 @@ class SqueezeExcite(nn.Module):
             return self._children_in_turn(x)
         found = excitation(self, "fc1", "act", "fc2", "gate")
         if not isinstance(found, str) and are_ordinary(*found.weights):
-            cache_excitation(self, x, found)
-            return squeeze_excite(x, *found.weights, activation=found.activation, gate=found.gate)
+            cache_gated(self, x, found)
+            return found(x)
         act, gate = self.act, self.gate
         reduce, expand = affine(self.fc1), affine(self.fc2)
         if reduce is None or expand is None or not is_bare(act) or not is_bare(gate):

@@ -21,14 +21,14 @@ from .. import backends
 from .._context import WRITES_OVER, is_ordinary
 from .._guard import NAME, PART, Guard, cache, entries, match
 from .._modules import are_ordinary, is_bare, method_owner, pointwise_name, qualified_name
-from ..layers._excitation import OP, Excitation
+from ..layers._gated import Gated
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION
 from ._adapter import Adapter
 from ._dispatch import FLAG, backend_of, is_served, keep_only_if_patched
+from ._gates import considered
 from ._ownership import counted, counts_of_new
-from ._patterns import Pattern, excitation_inside, is_excitation, is_sequential, pattern
+from ._patterns import Pattern, excitation_inside, is_excitation, is_sequential, is_written_over, pattern
 from ._weights import unusual
-from .squeeze_excite import considered, excite
 
 _operator = torch.ops.attnkernels.squeeze_excite_.default
 _DROPS = ("torch.nn.modules.linear.Identity", "timm.layers.drop.DropPath")
@@ -65,7 +65,7 @@ class Block:
     def adapter(self) -> Adapter:
         """The adapter of these blocks."""
         arguments = self._joined if self._joins else self._pattern_of
-        return Adapter(OP, (self.original,), arguments, self._serve, self._fuses, self._excitation_of)
+        return Adapter("squeeze_excite", (self.original,), arguments, self._serve, self._fuses, self._excitation_of)
 
     @property
     def _joins(self) -> bool:
@@ -91,7 +91,7 @@ class Block:
         drop = block._modules.get(self.drop)
         return () if drop is None else (drop,)
 
-    def _joined(self, block: nn.Module) -> Excitation | str:
+    def _joined(self, block: nn.Module) -> Gated | str:
         """What the op takes that does the sum and the activation too; a reason where it cannot."""
         last = block._modules.get(self.act)
         if last is None or not is_bare(last) or pointwise_name(last.__class__) != "relu":
@@ -135,7 +135,7 @@ class Block:
         y = _through(before, x)
         shortcut = self._shortcut(block, x)
         if shortcut.shape == y.shape and shortcut.dtype == y.dtype:
-            return excite(y, found, backend_of(block), residual=shortcut, output_activation="relu")
+            return found(y, backend_of(block), shortcut, "relu")
         return self._finished(block, block._modules[self.gate](y), shortcut)
 
     def _written_over(self, block: nn.Module, x: Tensor, guard: Guard) -> Tensor:
@@ -180,7 +180,11 @@ class Block:
             guard, backend = found
             return guard if backend == "cpu" else None
         backend = backend_of(block)
-        if not is_ordinary(x, WRITES_OVER) or backends.plain_backend(x, backend) != "cpu":
+        if (
+            not is_written_over(self._excitation_of(block))
+            or not is_ordinary(x, WRITES_OVER)
+            or backends.plain_backend(x, backend) != "cpu"
+        ):
             return None
         counts, found = counts_of_new(), self._pattern_of(block)
         if not counts or isinstance(found, str) or not is_served(found.fused[-1]):
@@ -213,7 +217,7 @@ class Block:
         keep_only_if_patched(block, backend)
         return guard
 
-    def _matched_part(self, block: nn.Module, x: Tensor) -> Excitation | None:
+    def _matched_part(self, block: nn.Module, x: Tensor) -> Gated | None:
         """The op's arguments where it may do the excitation, the sum and the activation of this call."""
         known = match(block, x, PART)
         if known is not None and x.dim() == 4:
@@ -237,7 +241,7 @@ class Block:
         return found
 
 
-def _settings(found: Excitation, module: nn.Module) -> list[tuple[Any, str]]:
+def _settings(found: Gated, module: nn.Module) -> list[tuple[Any, str]]:
     """Entries that decide whether the op computes what an excitation inside a block does, for a guard of the block."""
     return [*((module.__dict__, name) for name in (FLAG, *found.own)), *found.methods_of(module)]
 

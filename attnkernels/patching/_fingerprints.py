@@ -28,6 +28,8 @@ TABLE: tuple[tuple[str, str, str, str, str], ...] = (
     ("timm.layers.conv_bn_act.ConvNormAct", "1.0.15", "1.0.31", "forward", "7c6a68737994e02e"),
     ("timm.layers.conv_bn_act.ConvNormAct", "1.0.9", "1.0.9", "forward", "c51dcfda133ec980"),
     ("timm.layers.conv_bn_act.ConvNormAct", "0.9.16", "1.0.3", "forward", "fdcdbb24fe1797de"),
+    ("timm.layers.eca.EcaModule", "0.9.16", "1.0.31", "forward", "3b8929678c0d9ddd"),
+    ("timm.layers.eca.CecaModule", "0.9.16", "1.0.31", "forward", "f1faf1062ec3a1fd"),
     ("timm.layers.selective_kernel.SelectiveKernel", "0.9.16", "1.0.31", "forward", "e0258011d5f74cf2"),
     ("timm.layers.selective_kernel.SelectiveKernelAttn", "0.9.16", "1.0.31", "forward", "1195856e8cf7c26a"),
     ("timm.layers.split_attn.SplitAttn", "0.9.16", "1.0.31", "forward", "da8369c5b743839a"),

@@ -73,7 +73,7 @@ def patch(
         candidates = _without_lonely_blocks(found)
         chosen = [candidate for candidate in candidates if not candidate.obstacle]
         replaced = tuple(
-            Replaced(c.name, c.original, c.adapter.op, _backend(c, backend, wanted), _fuses(c.adapter, c.module))
+            Replaced(c.name, c.original, c.op, _backend(c, backend, wanted), _fuses(c.adapter, c.module))
             for c in chosen
         )
         skipped = tuple(Skipped(c.name, c.original, c.obstacle, c.is_block) for c in candidates if c.obstacle)
@@ -113,6 +113,7 @@ class _Candidate:
     name: str
     module: nn.Module
     adapter: Adapter
+    op: str
     obstacle: str
 
     @property
@@ -136,6 +137,7 @@ def _candidate(
     adapter, obstacle = find_adapter(type(module), ADAPTERS)
     if adapter is None:
         return None
+    found: tuple | str = ""
     if excluded is not None and (match := excluded.matched_by(module)):
         obstacle = f"excluded by {match}"
     elif included is not None and not included.matched_by(module):
@@ -149,7 +151,8 @@ def _candidate(
             obstacle = unserved(device_of(module))
     if obstacle and is_flagged(module):
         obstacle += " (it stays as an earlier patch left it)"
-    return _Candidate(names[0], module, adapter, obstacle)
+    op = found.op.name if hasattr(found, "op") else adapter.op  # that of a block is the op of the module in it
+    return _Candidate(names[0], module, adapter, op, obstacle)
 
 
 def _without_lonely_blocks(candidates: list[_Candidate]) -> list[_Candidate]:

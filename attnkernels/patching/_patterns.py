@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._modules import has_its, is_bare, pointwise_name, qualified_name
-from ..layers._excitation import OP, Excitation
-from ..ops.squeeze_excite.schema import INPUT_ACTIVATION
+from ..layers._gated import Gated
+from ..ops._op import FusedOp
+from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
 from . import _fingerprints
 from ._adapter import Adapter, fingerprint, is_original
 from ._registry import ADAPTERS
@@ -35,25 +36,36 @@ class Pattern(NamedTuple):
     around: tuple[nn.Module, ...]  # other modules whose calls are passed by
     norm: nn.Module | None
     activation: str | None
-    excitation: Excitation
+    excitation: Gated
     counts: tuple = ()  # what is counted of the convolution's result where it may be written over
 
+    @property
+    def op(self) -> FusedOp:
+        """The op that serves the block."""
+        return self.excitation.op
+
     def taken(self) -> list[tuple[nn.Module | None, tuple[str, ...]]]:
-        """As of an Excitation: what the operator takes."""
+        """As of a Gated: what the operator takes."""
         return [(self.norm, ("running_mean", "running_var", "weight", "bias")), *self.excitation.taken()]
 
 
 @functools.cache
 def _adapter_inside(cls: type) -> Adapter | None:
     adapter = ADAPTERS.get(qualified_name(cls))
-    return adapter if adapter is not None and adapter.op == OP and adapter.is_part_of_blocks else None
+    return adapter if adapter is not None and adapter.is_part_of_blocks else None
 
 
 def is_excitation(module: nn.Module | None) -> bool:
     return _adapter_inside(module.__class__) is not None
 
 
-def excitation_inside(block: nn.Module, name: str) -> Excitation | str:
+def is_written_over(module: nn.Module | None) -> bool:
+    """Whether the op that serves this module has an operator that writes over a convolution's result."""
+    adapter = _adapter_inside(module.__class__)
+    return adapter is not None and adapter.op == SQUEEZE_EXCITE.name
+
+
+def excitation_inside(block: nn.Module, name: str) -> Gated | str:
     """What the op takes from a block's child of this name, a bare module; a reason where it is not."""
     module = block._modules.get(name)
     if not is_excitation(module) or not is_bare(module):
@@ -80,6 +92,8 @@ def pattern(
     found = excitation_inside(parent, name)
     if isinstance(found, str):
         return found
+    if found.op is not SQUEEZE_EXCITE:
+        return f"its {name} is no squeeze-and-excitation module, it alone is replaced"
     if head and is_original(head[-1].__class__, _CONV_NORM_ACT):
         around, children = [*around, head[-1]], map(head[-1]._modules.get, ("conv", "bn", "aa"))
         head = [*head[:-1], *(child for child in children if child is not None)]

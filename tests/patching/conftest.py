@@ -14,7 +14,8 @@ from torch import nn
 
 import attnkernels
 from attnkernels import _load, backends
-from attnkernels.patching import squeeze_excite as adapter
+from attnkernels.layers._gated import Gated
+from attnkernels.ops.squeeze_excite.schema import SQUEEZE_EXCITE
 from attnkernels.patching._dispatch import release
 
 MISSING = "_C_cpu.so was not built (no compiler)"
@@ -99,15 +100,17 @@ def x() -> torch.Tensor:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[dict]:
-    """The keyword arguments of each call of squeeze_excite that a patched module makes."""
+    """The arguments besides the weights of each call of squeeze_excite that a patched module makes by name."""
     made: list[dict] = []
-    op = adapter.squeeze_excite
+    call = Gated.__call__
 
-    def recorded(*args, **kwargs):
-        made.append(kwargs)
-        return op(*args, **kwargs)
+    def recorded(self, x, backend="auto", residual=None, output_activation=None):
+        assert self.op is SQUEEZE_EXCITE
+        options = dict(zip(self.op.options, (*self.options, output_activation), strict=True))
+        made.append({"backend": backend, "residual": residual, **options})
+        return call(self, x, backend, residual, output_activation)
 
-    monkeypatch.setattr(adapter, "squeeze_excite", recorded)
+    monkeypatch.setattr(Gated, "__call__", recorded)
     return made
 
 
