@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules import module as _module
 
 PLAIN = frozenset((Tensor, nn.Parameter, type(None), FakeTensor))  # the operators have shape functions for fake ones
@@ -30,6 +30,7 @@ _GLOBAL_HOOKS = (
     _module._global_backward_hooks,
     _module._global_backward_pre_hooks,
 )
+_compiler = torch.compiler
 # Names of this module: each lookup in another one is two or three cache lines more.
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -47,7 +48,9 @@ def is_ordinary(x: Any, does: int = FUNCTION) -> bool:
         does: FUNCTION, PASSES_MODULES or WRITES_OVER.
     """
     # The compiler takes the first condition for the constant True and never sees the rest.
-    if is_compiling() or x.__class__ not in TENSORS or transforms_active() or forward_ad._current_level >= 0:
+    if is_dynamo_compiling() or _compiler._is_compiling_flag:  # as torch.compiler.is_compiling, in half the time
+        return False
+    if x.__class__ not in TENSORS or transforms_active() or forward_ad._current_level >= 0:
         return False
     if does:
         if _tracing_state() is not None:
