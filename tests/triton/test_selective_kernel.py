@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkernels import testing
+from attnkernels import reference, testing
 from attnkernels.ops._registry import accumulation_dtype
-from attnkernels.ops.selective_kernel import reference, triton_impl
+from attnkernels.ops.selective_kernel import triton_impl
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # (branches, N, C, H, W): several programs each; lengths that no vector divides; one pixel; one channel
