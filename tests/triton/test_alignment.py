@@ -20,6 +20,7 @@ SHAPES = {
     "criss_cross_affinity": ("whole_vectors",),
     "criss_cross_aggregate": ("whole_vectors",),
     "selective_kernel": ("plain", "stacked_four"),
+    "efficient_channel_attention": ("circular", "whole_vectors"),
 }
 CASES = [case for op, names in SHAPES.items() for case in testing.CASES[op] if case.name in names]
 RUNS = [pytest.param(case, layout, id=f"{case}-{layout}") for case in CASES for layout in testing.LAYOUTS]
