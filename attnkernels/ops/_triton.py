@@ -128,6 +128,20 @@ def divisible(value, MULTIPLE: tl.constexpr):
 
 
 @triton.jit
+def part_of_program(samples, channels, LAST_FIRST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """The sample, the channels and the chunk of pixels of this program of a grid (samples * channel_tiles, chunks).
+
+    LAST_FIRST takes the samples from the last to the first: what an earlier kernel read last is still in the L2 cache.
+    """
+    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    sample = tl.program_id(0) // channel_tiles
+    if LAST_FIRST:
+        sample = samples - 1 - sample
+    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    return sample.to(tl.int64), channel, tl.program_id(1).to(tl.int64)
+
+
+@triton.jit
 def strided_tile_of(
     channel, block, channels, pixels, row_stride,
     CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr,

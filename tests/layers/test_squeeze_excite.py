@@ -39,13 +39,13 @@ def x():
 @pytest.fixture
 def calls(monkeypatch):
     made = []
-    op = layer_file.squeeze_excite
+    call = FusedOp.__call__
 
-    def recorded(*args, **kwargs):
-        made.append(kwargs)
-        return op(*args, **kwargs)
+    def recorded(op, backend, inputs, options=()):
+        made.append({"backend": backend, "residual": inputs[-1], **dict(zip(op.options, options, strict=True))})
+        return call(op, backend, inputs, options)
 
-    monkeypatch.setattr(layer_file, "squeeze_excite", recorded)
+    monkeypatch.setattr(FusedOp, "__call__", recorded)
     return made
 
 

@@ -14,8 +14,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import _load, backends
-from attnkernels.layers._gated import Gated
-from attnkernels.ops.squeeze_excite.schema import SQUEEZE_EXCITE
+from attnkernels.ops._op import FusedOp
 from attnkernels.patching._dispatch import release
 
 MISSING = "_C_cpu.so was not built (no compiler)"
@@ -101,16 +100,14 @@ def x() -> torch.Tensor:
 @pytest.fixture
 def calls(monkeypatch) -> list[dict]:
     """The arguments besides the weights of each call of squeeze_excite that a patched module makes by name."""
-    made: list[dict] = []
-    call = Gated.__call__
+    made = []
+    call = FusedOp.__call__
 
-    def recorded(self, x, backend="auto", residual=None, output_activation=None):
-        assert self.op is SQUEEZE_EXCITE
-        options = dict(zip(self.op.options, (*self.options, output_activation), strict=True))
-        made.append({"backend": backend, "residual": residual, **options})
-        return call(self, x, backend, residual, output_activation)
+    def recorded(op, backend, inputs, options=()):
+        made.append({"backend": backend, "residual": inputs[-1], **dict(zip(op.options, options, strict=True))})
+        return call(op, backend, inputs, options)
 
-    monkeypatch.setattr(Gated, "__call__", recorded)
+    monkeypatch.setattr(FusedOp, "__call__", recorded)
     return made
 
 

@@ -188,7 +188,8 @@ def test_classes_of_the_running_program():
 def test_classes_that_are_known_in_print():
     lines = str(attnkernels.patch(nn.Sequential(nn.ReLU()))).splitlines()
     assert lines[1:] == [
-        "    timm: EffectiveSEModule, SEModule, SelectiveKernel, SplitAttn, SqueezeExcite, SqueezeExciteCl",
+        "    timm: CecaModule, EcaModule, EffectiveSEModule, SEModule, SelectiveKernel, SplitAttn,",
+        "    SqueezeExcite, SqueezeExciteCl",
         "    torchvision: SqueezeExcitation",
         "    mmcv: CrissCrossAttention",
         "    any package: CC_module, CrissCross, CrissCrossAttention",

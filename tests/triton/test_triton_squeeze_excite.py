@@ -6,8 +6,9 @@ import pytest
 import torch
 from triton_backend import needs_gpu, needs_ttsem, reported, with_bug, without_plans
 
-from attnkernels import testing
-from attnkernels.ops.squeeze_excite import reference, triton_impl
+from attnkernels import reference, testing
+from attnkernels.ops import _triton_gate
+from attnkernels.ops.squeeze_excite import triton_impl
 from attnkernels.ops.squeeze_excite.checks import ACTIVATIONS, GATES
 from attnkernels.ops.squeeze_excite.schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, SQUEEZE_EXCITE
 
@@ -90,7 +91,7 @@ def test_gates_by_their_own_launch(dtype, layout, monkeypatch):
 def test_offsets_of_64_bits(layout, monkeypatch):
     arguments = make(layout=layout)
     y, saved, grads = run(*arguments)
-    monkeypatch.setattr(triton_impl, "wide", lambda channels, pixels: True)
+    monkeypatch.setattr(_triton_gate, "wide", lambda channels, pixels: True)
     without_plans(triton_impl._plan_forward, triton_impl._plan_backward)
     wide_y, wide_saved, wide_grads = run(*arguments)
     assert torch.equal(y, wide_y)
@@ -173,8 +174,8 @@ def test_nan_and_inf_stay_in_their_sample(value):
 
 KERNEL_BUGS = {
     "load without a mask": (
-        "tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation) * gate",
-        "tl.load(x_ptr + origin + at).to(accumulation) * gate",
+        "tl.load(x_ptr + origin + at, mask=mask, other=0).to(gate.dtype) * gate",
+        "tl.load(x_ptr + origin + at).to(gate.dtype) * gate",
         "past the end|before the start",
     ),
     "store without a mask": (
@@ -200,10 +201,11 @@ KERNEL_BUGS = {
 @LAYOUTS
 @pytest.mark.parametrize("bug", KERNEL_BUGS)
 def test_planted_bug_is_reported(bug, layout, monkeypatch, tmp_path):
+    """Of the passes that gates share; without a hidden layer all of them are kernels of their own."""
     right, wrong, report = KERNEL_BUGS[bug]
-    monkeypatch.setattr(triton_impl, "kernels", with_bug(triton_impl.kernels, tmp_path, right, wrong))
+    monkeypatch.setattr(_triton_gate, "kernels", with_bug(_triton_gate.kernels, tmp_path, right, wrong))
     with reported(report):
-        run(*make(layout=layout))
+        run(*make(layout=layout, hidden=None))
 
 
 @needs_ttsem

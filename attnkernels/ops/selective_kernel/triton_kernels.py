@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, strided_tile_of, sum_of_chunks, tile_of
+from .._triton import divisible, part_of_program, strided_tile_of, sum_of_chunks, tile_of
 
 
 @triton.jit
@@ -40,10 +40,7 @@ def selective_kernel_pool(
     accumulation = sums_ptr.dtype.element_ty
     channels = divisible(channels, LENGTH_MULTIPLE if CHANNELS_LAST else 1)
     pixels = divisible(pixels, 1 if CHANNELS_LAST else LENGTH_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    sample = (tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    chunk = tl.program_id(1).to(tl.int64)
+    sample, channel, chunk = part_of_program(samples, channels, False, BLOCK_CHANNELS)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
@@ -81,12 +78,8 @@ def selective_kernel_select(
     accumulation = weights_ptr.dtype.element_ty
     channels = divisible(channels, LENGTH_MULTIPLE if CHANNELS_LAST else 1)
     pixels = divisible(pixels, 1 if CHANNELS_LAST else LENGTH_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    # Last sample first: what was pooled last is still in the L2 cache.
-    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    sample, channel, chunk = part_of_program(samples, channels, True, BLOCK_CHANNELS)
     in_channels = channel < channels
-    chunk = tl.program_id(1).to(tl.int64)
     row = sample * M * channels + channel
     largest = tl.load(logits_ptr + row, mask=in_channels, other=0).to(accumulation)
     for m in tl.static_range(1, M):
@@ -127,11 +120,8 @@ def selective_kernel_grad_logits(
     accumulation = weights_ptr.dtype.element_ty
     channels = divisible(channels, LENGTH_MULTIPLE if CHANNELS_LAST else 1)
     pixels = divisible(pixels, 1 if CHANNELS_LAST else LENGTH_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    sample = (tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    sample, channel, chunk = part_of_program(samples, channels, False, BLOCK_CHANNELS)
     in_channels = channel < channels
-    chunk = tl.program_id(1).to(tl.int64)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
     # Two tiles of sums fit in the registers; of more branches each tile's sum is taken at once.
@@ -187,12 +177,8 @@ def selective_kernel_grad_branches(
     accumulation = weights_ptr.dtype.element_ty
     channels = divisible(channels, LENGTH_MULTIPLE if CHANNELS_LAST else 1)
     pixels = divisible(pixels, 1 if CHANNELS_LAST else LENGTH_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    # Last sample first: what was multiplied last is still in the L2 cache.
-    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    sample, channel, chunk = part_of_program(samples, channels, True, BLOCK_CHANNELS)
     in_channels = channel < channels
-    chunk = tl.program_id(1).to(tl.int64)
     origin = sample * divisible(sample_stride, SAMPLE_MULTIPLE)
     row_stride = divisible(row_stride, ROW_MULTIPLE)
     mean = tl.zeros([BLOCK_CHANNELS], accumulation)

@@ -8,6 +8,7 @@ gradient of the hidden layer, gradients of the weights and means, gradient of x.
 from __future__ import annotations
 
 import functools
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from .._layout import dense
 from .._registry import accumulation_dtype
-from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, wide
+from .._triton import Launch, ceil_div, multiple, on_device_of, power_of_2
+from .._triton_gate import GateCall, Passes, contiguous
 from . import triton_kernels as kernels
 from .schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, saved_columns
 
@@ -34,18 +36,9 @@ _BYTES_PER_LAUNCH = 8 << 20
 class Call(NamedTuple):
     """What fixes the launches of a call, which includes all that Triton specialises the kernels on (see `Launch`)."""
 
-    samples: int
-    channels: int
+    over: GateCall
     hidden: int | None  # None: the excitation has no hidden layer
-    pixels: int
-    channels_last: bool
-    dtype: torch.dtype
-    device: int | None
-    given: tuple[bool, ...]  # which of the optional tensors there are
     activation: int
-    gate: int
-    output_activation: int
-    aligned: bool
 
     @property
     def hidden_activation(self) -> int:
@@ -54,45 +47,26 @@ class Call(NamedTuple):
     @property
     def hidden_column(self) -> int:
         """Where in a row of `saved` the input of the expand layer begins: the pre-activations, or the means."""
-        return 0 if self.hidden is None else self.channels
+        return 0 if self.hidden is None else self.over.channels
 
     @property
     def hidden_width(self) -> int:
-        return self.channels if self.hidden is None else self.hidden
+        return self.over.channels if self.hidden is None else self.hidden
 
 
 class Forward(NamedTuple):
-    chunks: int  # of the pixels, each with its own partial sum
-    steps: int  # tiles in a chunk
-    sums: Launch
+    passes: Passes
     hidden_layer: Launch | None  # None: there is no hidden layer
     gates: Launch | None  # None: `scale` computes them
-    scale: Launch
+    scale: Launch | None  # None: `passes` has it
 
 
 class Backward(NamedTuple):
-    chunks: int
-    steps: int
-    dots: Launch
+    passes: Passes
     hidden_grad: Launch
     expand_tiles: int  # of the gradient of expand_weight, in `weight_grads`
     reduce_tiles: int  # of the gradient of reduce_weight
     weight_grads: Launch
-    input_grads: Launch
-
-
-def _feature_map(call: Call) -> tuple[tuple[int, int], int, dict[str, int | bool]]:
-    """Grid, steps and constants of a kernel that streams the feature map."""
-    tiling = tile(call.samples, call.channels, call.pixels, call.channels_last)
-    constants = {
-        "CHANNEL_MULTIPLE": multiple(call.channels),
-        "PIXEL_MULTIPLE": multiple(call.pixels),
-        "CHANNELS_LAST": call.channels_last,
-        "WIDE": wide(call.channels, call.pixels),
-        "BLOCK_CHANNELS": tiling.block_channels,
-        "BLOCK_PIXELS": tiling.block_pixels,
-    }
-    return (call.samples * tiling.channel_tiles, tiling.chunks), tiling.steps, constants
 
 
 def _layer_blocks(samples: int, outputs: int, terms: int) -> tuple[int, int, int, tuple[int]]:
@@ -109,67 +83,55 @@ def _layer_blocks(samples: int, outputs: int, terms: int) -> tuple[int, int, int
 
 
 def _layer(call: Call, outputs: int, inputs: int, activation: int, gated: bool) -> Launch:
-    block_samples, block_outputs, block_inputs, grid = _layer_blocks(call.samples, outputs, inputs)
+    block_samples, block_outputs, block_inputs, grid = _layer_blocks(call.over.samples, outputs, inputs)
     return Launch(
-        kernels.squeeze_excite_layer, grid, keep=call.aligned,
-        INPUT_MULTIPLE=multiple(inputs), ACTIVATION=activation, GATED=gated, GATE=call.gate,
+        kernels.squeeze_excite_layer, grid, keep=call.over.aligned,
+        INPUT_MULTIPLE=multiple(inputs), ACTIVATION=activation, GATED=gated, GATE=call.over.gate,
         BLOCK_SAMPLES=block_samples, BLOCK_OUTPUTS=block_outputs, BLOCK_INPUTS=block_inputs,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
 def _plan_forward(call: Call) -> Forward:
-    grid, steps, constants = _feature_map(call)
-    block_channels = constants["BLOCK_CHANNELS"]
-    hidden = call.hidden
-    gates = None
+    over, hidden = call.over, call.hidden
+    passes = Passes(over)
+    hidden_layer = None if hidden is None else _layer(call, hidden, over.channels, kernels.IDENTITY, False)
     # Each program of `scale` can compute its channels' gates itself, which reads its part of expand_weight again.
-    weight_bytes = grid[0] * grid[1] * block_channels * call.hidden_width * call.dtype.itemsize
-    map_bytes = call.samples * call.channels * call.pixels * call.dtype.itemsize
+    weight_bytes = prod(passes.grid) * passes.block_channels * call.hidden_width * over.dtype.itemsize
+    map_bytes = over.samples * over.channels * over.pixels * over.dtype.itemsize
     if hidden is None or weight_bytes > max(_BYTES_PER_LAUNCH, map_bytes):
-        gates = _layer(call, call.channels, call.hidden_width, call.hidden_activation, True)
-    return Forward(
-        grid[1],
-        steps,
-        Launch(kernels.squeeze_excite_sums, grid, keep=call.aligned, **constants),
-        None if hidden is None else _layer(call, hidden, call.channels, kernels.IDENTITY, False),
-        gates,
-        Launch(
-            kernels.squeeze_excite_scale, grid, keep=call.aligned, **constants,
-            HIDDEN_MULTIPLE=multiple(hidden or 0), ACTIVATION=call.hidden_activation, GATE=call.gate,
-            OUTPUT_RELU=bool(call.output_activation),
-            BLOCK_HIDDEN=1 if gates else power_of_2(call.hidden_width, max(1, _PRODUCTS // block_channels)),
-        ),
+        gates = _layer(call, over.channels, call.hidden_width, call.hidden_activation, True)
+        return Forward(passes, hidden_layer, gates, None)
+    scale = passes.scaling(
+        kernels.squeeze_excite_scale, HIDDEN_MULTIPLE=multiple(hidden), ACTIVATION=call.activation, GATE=over.gate,
+        BLOCK_HIDDEN=power_of_2(hidden, max(1, _PRODUCTS // passes.block_channels)),
     )  # fmt: skip
+    return Forward(passes, hidden_layer, None, scale)
 
 
 @functools.lru_cache(maxsize=4096)
 def _plan_backward(call: Call, needs: int) -> Backward:
-    grid, steps, constants = _feature_map(call)
-    hidden = call.hidden_width
-    block_samples, block_hidden, block_channels, layer_grid = _layer_blocks(call.samples, hidden, call.channels)
+    samples, channels, hidden = call.over.samples, call.over.channels, call.hidden_width
+    block_samples, block_hidden, block_channels, layer_grid = _layer_blocks(samples, hidden, channels)
     expand_tiles = reduce_tiles = mean_tiles = 0
     if needs & NEEDS_WEIGHTS:
-        expand_tiles = _tiles(call.channels, hidden)
-        reduce_tiles = 0 if call.hidden is None else _tiles(hidden, call.channels)
+        expand_tiles = _tiles(channels, hidden)
+        reduce_tiles = 0 if call.hidden is None else _tiles(hidden, channels)
     if needs & NEEDS_X and call.hidden is not None:
-        mean_tiles = _tiles(call.samples, call.channels)
+        mean_tiles = _tiles(samples, channels)
     return Backward(
-        grid[1],
-        steps,
-        Launch(kernels.squeeze_excite_sums, grid, keep=call.aligned, **constants),
+        Passes(call.over),
         Launch(
-            kernels.squeeze_excite_hidden_grad, layer_grid, keep=call.aligned,
-            HIDDEN_MULTIPLE=multiple(hidden), ACTIVATION=call.hidden_activation, GATE=call.gate,
+            kernels.squeeze_excite_hidden_grad, layer_grid, keep=call.over.aligned,
+            HIDDEN_MULTIPLE=multiple(hidden), ACTIVATION=call.hidden_activation, GATE=call.over.gate,
             BLOCK_SAMPLES=block_samples, BLOCK_CHANNELS=block_channels, BLOCK_HIDDEN=block_hidden,
         ),
         expand_tiles,
         reduce_tiles,
         Launch(
-            kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.aligned,
+            kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.over.aligned,
             ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS, warps=8,
         ),
-        Launch(kernels.squeeze_excite_input_grads, grid, keep=call.aligned, **constants),
     )  # fmt: skip
 
 
@@ -177,18 +139,9 @@ def _tiles(rows: int, columns: int) -> int:
     return ceil_div(rows, _BLOCK) * max(1, ceil_div(columns, _BLOCK))
 
 
-def _call(x, layout, reduce_weight, activation, gate, output_activation, *optional_and_weights) -> Call:
-    samples, channels, height, width = x.shape
-    return Call(
-        samples, channels, None if reduce_weight is None else reduce_weight.shape[0], height * width,
-        layout is torch.channels_last, x.dtype, x.device.index,
-        tuple(tensor is not None for tensor in optional_and_weights), activation, gate, output_activation,
-        aligned(x, reduce_weight, *optional_and_weights),
-    )  # fmt: skip
-
-
-def _contiguous(tensor: Tensor | None, layout: torch.memory_format = torch.contiguous_format) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous(memory_format=layout)
+def _call(x, layout, activation, gate, output_activation, reduce_weight, *others) -> Call:
+    over = GateCall.of(x, layout, gate, output_activation, reduce_weight, *others)
+    return Call(over, None if reduce_weight is None else reduce_weight.shape[0], activation)
 
 
 def squeeze_excite(
@@ -204,37 +157,35 @@ def squeeze_excite(
 ) -> tuple[Tensor, Tensor]:
     """The operator `squeeze_excite` (schema.py has its schema): y and `saved`."""
     x, layout = dense(x)
-    residual = _contiguous(residual, layout)
-    reduce_weight, reduce_bias = _contiguous(reduce_weight), _contiguous(reduce_bias)
-    expand_weight, expand_bias = _contiguous(expand_weight), _contiguous(expand_bias)
+    residual = contiguous(residual, layout)
+    parameters = map(contiguous, (reduce_weight, reduce_bias, expand_weight, expand_bias))
+    reduce_weight, reduce_bias, expand_weight, expand_bias = parameters
     call = _call(
-        x, layout, reduce_weight, activation, gate, output_activation, reduce_bias, expand_weight, expand_bias, residual
+        x, layout, activation, gate, output_activation, reduce_weight, reduce_bias, expand_weight, expand_bias, residual
     )
     plan = _plan_forward(call)
-    samples, channels, pixels, hidden = call.samples, call.channels, call.pixels, call.hidden_width
-    accumulation = accumulation_dtype(x.dtype)
+    passes, (samples, channels, pixels), hidden = plan.passes, call.over[:3], call.hidden_width
     columns = saved_columns(channels, reduce_weight)
     y = torch.empty_like(x, memory_format=layout)
-    saved = x.new_empty((samples, columns), dtype=accumulation)
-    sums = x.new_empty((plan.chunks, samples, channels), dtype=accumulation)
+    saved = x.new_empty((samples, columns), dtype=accumulation_dtype(x.dtype))
     with on_device_of(x):
-        plan.sums(x, None, None, sums, samples, channels, pixels, plan.steps)
+        sums = passes.sums(x)
         if plan.hidden_layer is not None:
             plan.hidden_layer(
                 sums, saved, reduce_weight, reduce_bias,
-                samples, channels, hidden, pixels, plan.chunks, columns, 0, channels,
+                samples, channels, hidden, pixels, passes.chunks, columns, 0, channels,
             )  # fmt: skip
             sums = None
         if plan.gates is not None:
             plan.gates(
                 sums, saved, expand_weight, expand_bias,
-                samples, hidden, channels, pixels, plan.chunks, columns, call.hidden_column, columns - channels,
+                samples, hidden, channels, pixels, passes.chunks, columns, call.hidden_column, columns - channels,
             )  # fmt: skip
-            expand_weight = expand_bias = None
-        plan.scale(
-            x, residual, y, saved, expand_weight, expand_bias,
-            samples, channels, columns - 2 * channels, pixels, plan.steps,
-        )  # fmt: skip
+            passes.scale(x, residual, y, saved)
+        else:
+            plan.scale(
+                x, residual, y, saved, expand_weight, expand_bias, samples, channels, hidden, pixels, passes.steps
+            )
     return y, saved
 
 
@@ -254,41 +205,28 @@ def squeeze_excite_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator `squeeze_excite_backward` (schema.py has its schema); `needs` is a sum of the NEEDS_ bits."""
     x, layout = dense(x)
-    grad_y = _contiguous(grad_y, layout)
-    y = _contiguous(y, layout) if output_activation else None
-    reduce_weight, expand_weight = _contiguous(reduce_weight), _contiguous(expand_weight)
-    saved = _contiguous(saved)
+    grad_y = contiguous(grad_y, layout)
+    y = contiguous(y, layout) if output_activation else None
+    reduce_weight, expand_weight, saved = map(contiguous, (reduce_weight, expand_weight, saved))
     call = _call(
-        x,
-        layout,
-        reduce_weight,
-        activation,
-        gate,
-        output_activation,
-        reduce_bias,
-        expand_weight,
-        expand_bias,
-        y,
-        grad_y,
-        saved,
-    )
+        x, layout, activation, gate, output_activation,
+        reduce_weight, reduce_bias, expand_weight, expand_bias, y, grad_y, saved,
+    )  # fmt: skip
     plan = _plan_backward(call, needs)
-    samples, channels, pixels, hidden = call.samples, call.channels, call.pixels, call.hidden_width
-
-    def result(like: Tensor | None, bit: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor | None:
-        return torch.empty_like(like, memory_format=layout) if like is not None and needs & bit else None
-
-    grad_x, grad_residual = result(x, NEEDS_X, layout), result(x, NEEDS_RESIDUAL, layout)
-    grad_parameters = [result(p, NEEDS_WEIGHTS) for p in (reduce_weight, reduce_bias, expand_weight, expand_bias)]
+    passes, (samples, channels, _), hidden = plan.passes, call.over[:3], call.hidden_width
+    columns = saved.shape[1]
+    parameters = (reduce_weight, reduce_bias, expand_weight, expand_bias)
+    grad_parameters = [
+        None if p is None or not needs & NEEDS_WEIGHTS else torch.empty_like(p, memory_format=torch.contiguous_format)
+        for p in parameters
+    ]
     with on_device_of(x):
         grads = None
         if needs & (NEEDS_X | NEEDS_WEIGHTS):
-            columns = saved.shape[1]
             grads = torch.empty_like(saved)
-            sums = saved.new_empty((plan.chunks, samples, channels))
-            plan.dots(x, grad_y, y, sums, samples, channels, pixels, plan.steps)
+            sums = passes.sums(x, grad_y, y)
             plan.hidden_grad(
-                sums, expand_weight, saved, grads, samples, channels, hidden, plan.chunks, columns, call.hidden_column
+                sums, expand_weight, saved, grads, samples, channels, hidden, passes.chunks, columns, call.hidden_column
             )
             grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias = grad_parameters
             plan.weight_grads(
@@ -296,9 +234,5 @@ def squeeze_excite_backward(
                 grad_expand_weight, grad_expand_bias, grad_reduce_weight, grad_reduce_bias,
                 samples, channels, hidden, columns, call.hidden_column, plan.expand_tiles, plan.reduce_tiles,
             )  # fmt: skip
-        if needs & (NEEDS_X | NEEDS_RESIDUAL):
-            plan.input_grads(
-                grad_y, y, saved, grads, grad_x, grad_residual,
-                samples, channels, pixels, saved.shape[1], plan.steps,
-            )  # fmt: skip
-    return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_residual, *grad_parameters))
+        grad_maps = passes.input_grads(x, grad_y, y, saved, grads, (needs & NEEDS_X, needs & NEEDS_RESIDUAL))
+    return (*grad_maps, *(x.new_empty(0) if grad is None else grad for grad in grad_parameters))

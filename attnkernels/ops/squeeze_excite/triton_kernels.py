@@ -1,9 +1,8 @@
 """The Triton kernels of squeeze_excite; the symbols are those of reference.py.
 
-x, y and their gradients are dense in one layout: [N, C, P] or, CHANNELS_LAST, [N, P, C], with P = H * W.
-`saved` [N, columns] holds s | u | g and `grads`, of the same shape, their gradients ds P | du | dv, all in the
+The passes over the map that it shares with other gates are in _triton_gate_kernels.py, which also says what x and y
+are. `saved` [N, columns] holds s | u | g and `grads`, of the same shape, their gradients ds P | du | dv, all in the
 accumulation dtype; without reduce_weight there is no u. Partial sums are added in a fixed order: no atomics.
-The *_MULTIPLE constants are powers of two known to divide a row's length; they are what allows wide loads.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, relu, sigmoid, sum_of_chunks, tile_of
-from .checks import ACTIVATIONS, GATES
+from .._triton import divisible, part_of_program, relu, sigmoid, sum_of_chunks
+from .._triton_gate_kernels import gate_grad, gate_of, scale_chunk
+from .checks import ACTIVATIONS
 
 _RELU = tl.constexpr(ACTIVATIONS.index("relu"))
-_SIGMOID = tl.constexpr(GATES.index("sigmoid"))
 IDENTITY = 2  # an ACTIVATION besides the schema's: the input of the excitation without a hidden layer
 _IDENTITY = tl.constexpr(IDENTITY)
 
@@ -42,55 +41,10 @@ def _activation_grad(u, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _gate(v, GATE: tl.constexpr):
-    if GATE == _SIGMOID:
-        return sigmoid(v)
-    else:
-        g = v / 6 + 0.5
-        return tl.where(g < 0, 0, tl.where(g > 1, 1, g))
-
-
-@triton.jit
-def _gate_grad(g, GATE: tl.constexpr):
-    if GATE == _SIGMOID:
-        return g * (1 - g)
-    else:
-        return tl.where((g > 0) & (g < 1), 1.0, 0.0).to(g.dtype) / 6
-
-
-@triton.jit
 def _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks):
     """Sum over the chunks of sums [chunks, N, C], in order, at [sample, channel]."""
     at = sums_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
     return sum_of_chunks(at, tl.cast(samples, tl.int64) * channels, chunks, mask)
-
-
-# sums[k, n, c] = sum over chunk k of the pixels of x[n, c, p], or of dz x grad_y is given   grid (N * tiles, chunks)
-@triton.jit(do_not_specialize=["samples", "channels", "pixels", "steps"])
-def squeeze_excite_sums(
-    x_ptr, grad_y_ptr, y_ptr, sums_ptr, samples, channels, pixels, steps,
-    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-):  # fmt: skip
-    accumulation = sums_ptr.dtype.element_ty
-    channels = divisible(channels, CHANNEL_MULTIPLE)
-    pixels = divisible(pixels, PIXEL_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    sample = (tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    chunk = tl.program_id(1).to(tl.int64)
-    origin = sample * channels * pixels
-    total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
-    for step in range(steps):
-        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
-        value = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        if grad_y_ptr is not None:
-            grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
-            if y_ptr is not None:
-                grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
-            value *= grad_z
-        total += value
-    tl.store(sums_ptr + (chunk * samples + sample) * channels + channel, tl.sum(total, 1), mask=channel < channels)
 
 
 # out[n, o] = f(sum_i weight[o, i] in[n, i] + bias[o])                        grid (sample tiles * output tiles)
@@ -129,12 +83,12 @@ def squeeze_excite_layer(
     if bias_ptr is not None:
         result += tl.load(bias_ptr + output, mask=output < outputs, other=0).to(accumulation)[None, :]
     if GATED:
-        result = _gate(result, GATE)
+        result = gate_of(result, GATE)
     tl.store(row + out_column + output[None, :], result, mask=(sample < samples)[:, None] & (output < outputs)[None, :])
 
 
-# y[n, c, p] = output_activation(x[n, c, p] g[n, c] + residual[n, c, p])                       grid (N * tiles, chunks)
-# g is read from saved or, where expand_weight is given, computed here and kept there by the first chunk.
+# g[n, c] = gate(sum_r expand_weight[c, r] activation(u[n, r]) + expand_bias[c]), which the first chunk keeps in saved;
+# y = output_activation(x g + residual)                                                        grid (N * tiles, chunks)
 @triton.jit(do_not_specialize=["samples", "channels", "hidden", "pixels", "steps"])
 def squeeze_excite_scale(
     x_ptr, residual_ptr, y_ptr, saved_ptr, expand_weight_ptr, expand_bias_ptr, samples, channels, hidden, pixels, steps,
@@ -147,39 +101,25 @@ def squeeze_excite_scale(
     channels = divisible(channels, CHANNEL_MULTIPLE)
     hidden = divisible(hidden, HIDDEN_MULTIPLE)
     pixels = divisible(pixels, PIXEL_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    # Last sample first: what was pooled last is still in the L2 cache.
-    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    sample, channel, chunk = part_of_program(samples, channels, True, BLOCK_CHANNELS)
     in_channels = channel < channels
-    chunk = tl.program_id(1).to(tl.int64)
     row = saved_ptr + sample * (2 * channels + hidden)
-    if expand_weight_ptr is not None:
-        total = tl.zeros([BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
-        for start in range(0, hidden, BLOCK_HIDDEN):
-            h = start + tl.arange(0, BLOCK_HIDDEN)
-            value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
-            mask = in_channels[:, None] & (h < hidden)[None, :]
-            weight = tl.load(
-                expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0
-            )
-            total += value[None, :] * weight.to(accumulation)
-        gate = tl.sum(total, 1)
-        if expand_bias_ptr is not None:
-            gate += tl.load(expand_bias_ptr + channel, mask=in_channels, other=0).to(accumulation)
-        gate = _gate(gate, GATE)
-        tl.store(row + channels + hidden + channel, gate, mask=in_channels & (chunk == 0))
-    else:
-        gate = tl.load(row + channels + hidden + channel, mask=in_channels, other=0)
-    origin = sample * channels * pixels
-    for step in range(steps):
-        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
-        y = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation) * gate[:, None]
-        if residual_ptr is not None:
-            y += tl.load(residual_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        if OUTPUT_RELU:
-            y = relu(y)
-        tl.store(y_ptr + origin + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+    total = tl.zeros([BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
+    for start in range(0, hidden, BLOCK_HIDDEN):
+        h = start + tl.arange(0, BLOCK_HIDDEN)
+        value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
+        mask = in_channels[:, None] & (h < hidden)[None, :]
+        weight = tl.load(expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0)
+        total += value[None, :] * weight.to(accumulation)
+    gate = tl.sum(total, 1)
+    if expand_bias_ptr is not None:
+        gate += tl.load(expand_bias_ptr + channel, mask=in_channels, other=0).to(accumulation)
+    gate = gate_of(gate, GATE)
+    tl.store(row + channels + hidden + channel, gate, mask=in_channels & (chunk == 0))
+    scale_chunk(
+        x_ptr, residual_ptr, y_ptr, gate, sample, channel, chunk, channels, pixels, steps,
+        CHANNELS_LAST, WIDE, OUTPUT_RELU, BLOCK_PIXELS,
+    )  # fmt: skip
 
 
 # dv[n, c] = gate'(v) sum_k sums[k, n, c];  dh[n, r] = activation'(u) sum_c expand_weight[c, r] dv[n, c]
@@ -204,7 +144,7 @@ def squeeze_excite_hidden_grad(
         mask = (sample < samples)[:, None] & (channel < channels)[None, :]
         grad_gate = _sum_of_chunks(sums_ptr, sample, channel, mask, samples, channels, chunks)
         gate = tl.load(saved_ptr + gates + channel[None, :], mask=mask, other=0)
-        grad_v = grad_gate * _gate_grad(gate, GATE)
+        grad_v = grad_gate * gate_grad(gate, GATE)
         tl.store(grads_ptr + gates + channel[None, :], grad_v, mask=mask & (hidden_tile == 0))
         weight = tl.load(
             expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :],
@@ -279,34 +219,3 @@ def squeeze_excite_weight_grads(
                 grads_ptr, columns, None, program - expand_tiles - reduce_tiles, samples, channels, hidden,
                 _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
-
-
-# dz = dy output_activation'(y);  dx[n, c, p] = dz g[n, c] + ds[n, c];  dresidual = dz          grid (N * tiles, chunks)
-@triton.jit(do_not_specialize=["samples", "channels", "pixels", "columns", "steps"])
-def squeeze_excite_input_grads(
-    grad_y_ptr, y_ptr, saved_ptr, grads_ptr, grad_x_ptr, grad_residual_ptr, samples, channels, pixels, columns, steps,
-    CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-):  # fmt: skip
-    accumulation = saved_ptr.dtype.element_ty
-    channels = divisible(channels, CHANNEL_MULTIPLE)
-    pixels = divisible(pixels, PIXEL_MULTIPLE)
-    channel_tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    # Last sample first: what was summed last is still in the L2 cache.
-    sample = (samples - 1 - tl.program_id(0) // channel_tiles).to(tl.int64)
-    channel = tl.program_id(0) % channel_tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    in_channels = channel < channels
-    chunk = tl.program_id(1).to(tl.int64)
-    if grad_x_ptr is not None:
-        gate = tl.load(saved_ptr + (sample + 1) * columns - channels + channel, mask=in_channels, other=0)[:, None]
-        grad_mean = tl.load(grads_ptr + sample * columns + channel, mask=in_channels, other=0)[:, None] / pixels
-    origin = sample * channels * pixels
-    for step in range(steps):
-        at, mask = tile_of(channel, chunk * steps + step, channels, pixels, CHANNELS_LAST, WIDE, BLOCK_PIXELS)
-        grad_z = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        if y_ptr is not None:
-            grad_z = tl.where(tl.load(y_ptr + origin + at, mask=mask, other=0) <= 0, 0, grad_z)
-        if grad_x_ptr is not None:
-            tl.store(grad_x_ptr + origin + at, (grad_z * gate + grad_mean).to(grad_x_ptr.dtype.element_ty), mask=mask)
-        if grad_residual_ptr is not None:
-            tl.store(grad_residual_ptr + origin + at, grad_z.to(grad_residual_ptr.dtype.element_ty), mask=mask)
