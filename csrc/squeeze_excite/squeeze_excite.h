@@ -1,21 +1,17 @@
 // The arguments of the squeeze_excite kernels and the integers of its schema; shared by every C++ backend, no torch.
 #pragma once
-#include <cstdint>
+#include "common/gate.h"
 
 namespace attnkernels::squeeze_excite {
 
 // attnkernels/ops/squeeze_excite/schema.py has the same values.
 enum class Activation : int { kRelu = 0, kSilu = 1 };
-enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
-enum class OutputActivation : int { kNone = 0, kRelu = 1 };
-enum class InputActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
 // Bit i of `needs` stands for input i. The weights' gradients come from one pass: any of their bits asks for it.
 enum Needs : int { kNeedsX = 0b000001, kNeedsWeights = 0b011110, kNeedsResidual = 0b100000 };
 
-// x, y and residual are dense in one layout: [N, C, HW] or, channels_last, [N, HW, C].
-struct Shape {
-  int64_t samples, channels, hidden, pixels;  // N, C, rd, H * W; hidden == 0: single-layer excitation
-  bool channels_last;
+// x, y and residual are dense in one layout.
+struct Shape : MapShape {
+  int64_t hidden;  // rd; 0: single-layer excitation
   Activation activation;
   Gate gate;
   OutputActivation output_activation;
