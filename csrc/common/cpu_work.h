@@ -38,6 +38,26 @@ inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarTyp
   return x;
 }
 
+// A result of an operator; where it is not wanted the empty tensor [0], which stands for it.
+inline Tensor allocate_result(bool wanted, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype,
+                              bool channels_last = false) {
+  return wanted ? allocate(shape, dtype, channels_last) : allocate({0}, dtype);
+}
+
+template <class T>
+const T* input(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+template <class T>
+const T* input(const std::optional<Tensor>& x) {
+  return x ? input<T>(*x) : nullptr;
+}
+// Null where there is nothing to write, and so for a result that is not wanted.
+template <class T>
+T* output(const Tensor& x) {
+  return x.numel() ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
+}
+
 // What a core may keep in its L2 between two passes: 0.7 of it, for the weights and the output pass through it as well.
 inline int64_t cache_bytes() {
   static const int64_t level2 = sysconf(_SC_LEVEL2_CACHE_SIZE);

@@ -1,4 +1,4 @@
-// What every backend of the ops that scale a map by gates shares: y = output_activation(x gate + residual). No torch.
+// What ops share that scale maps by gates: y = output_activation(x gate + residual). For every C++ backend, no torch.
 #pragma once
 #include <cstdint>
 
@@ -8,10 +8,14 @@ namespace attnkernels {
 enum class Gate : int { kSigmoid = 0, kHardSigmoid = 1 };
 enum class OutputActivation : int { kNone = 0, kRelu = 1 };
 
-// A feature map, dense as [N, C, H W] or, channels_last, [N, H W, C].
+// Feature maps in one layout: [N, C, HW] or, channels_last, [N, HW, C]. A row is adjacent in memory: a plane [HW], of
+// which a sample has C, or a pixel [C], of which it has HW.
 struct MapShape {
-  int64_t samples, channels, pixels;
+  int64_t samples, channels, pixels;  // N, C, H * W
   bool channels_last;
+
+  constexpr int64_t rows() const { return channels_last ? pixels : channels; }
+  constexpr int64_t row_length() const { return channels_last ? channels : pixels; }
 };
 
 }  // namespace attnkernels

@@ -1,30 +1,41 @@
-// Checks that the torch bindings of the ops share that scale a map by gates. A public function calls its operator before
-// it checks anything itself, and explains a refusal afterwards: what is accepted here is what it accepts.
+// What the torch bindings of ops that scale maps by gates share: the checks. The public functions call the operators
+// before they check anything themselves, and explain a refusal afterwards: what is accepted here is what they accept.
 #pragma once
 #include "common/binding.h"
 #include "common/gate.h"
 
-namespace attnkernels::gate {
+namespace attnkernels {
+
+using Optional = std::optional<Tensor>;
 
 inline bool alike(const Tensor& tensor, const Tensor& x) {
   return tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device();
 }
-inline void check_map(const char* op, const char* name, const Tensor& map, const Tensor& x) {
-  STD_TORCH_CHECK(alike(map, x) && same_shape(map, x), op, ": ", name, ": expected shape, dtype and device of x");
-}
-inline MapShape checked_map(const char* op, const Tensor& x) {
+
+inline MapShape check_x(const char* op, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4, op, ": x: expected a tensor [N, C, H, W], got ", x.dim(), " dimensions");
   return {x.size(0), x.size(1), x.size(2) * x.size(3), is_channels_last(x)};
 }
-inline void check_saved(const char* op, const Tensor& saved, const Tensor& x, int64_t columns) {
+
+inline void check_map(const char* op, const char* name, const Tensor& map, const Tensor& x) {
+  STD_TORCH_CHECK(alike(map, x) && same_shape(map, x), op, ": ", name, ": expected shape, dtype and device of x");
+}
+
+// The integers that stand for two values each.
+template <class... Integers>
+void check_binary(const char* op, const char* names, Integers... values) {
+  STD_TORCH_CHECK(((values == 0 || values == 1) && ...), op, ": ", names, ": expected 0 or 1");
+}
+
+// What the backward is given of the forward: `saved` [N, columns] and, with an output activation, y.
+inline void check_kept(const char* op, const Tensor& saved, int64_t columns, const Optional& y,
+                       OutputActivation activation, const Tensor& x) {
   STD_TORCH_CHECK(saved.scalar_type() == accumulation_dtype(x.scalar_type()) && saved.device() == x.device() &&
                       saved.numel() == x.size(0) * columns,
                   op, ": saved: expected what the forward gave, ", x.size(0), " x ", columns, " numbers");
-}
-// Of integers that stand for one of two values each.
-template <class... Integers>
-void check_choices(const char* op, Integers... values) {
-  STD_TORCH_CHECK((... && (values == 0 || values == 1)), op, ": expected 0 or 1 for each option");
+  STD_TORCH_CHECK(y || activation == OutputActivation::kNone, op,
+                  ": y: expected the output, as there is an output activation, got None");
+  if (y) check_map(op, "y", *y, x);
 }
 
-}  // namespace attnkernels::gate
+}  // namespace attnkernels

@@ -88,8 +88,8 @@ SIMD_INLINE void row_map(T* y, int64_t count, Value value) {
 inline constexpr int64_t kChunkBytes = 256 * 1024;  // a quarter of an L2; chunks of 16 KB were 1.3 to 2 times slower
 inline constexpr int64_t kStagingBytes = 2 * 1024;  // short bursts: with 8 KB the reads wait for them, 1.7x slower
 
-// y[i] for begin <= i < end, in pieces within one multiple of `period`: piece(i, index, offset), i = index * period +
-// offset, gives the values from i on as value(j, read). Chunks in reverse order, as what was read last is still in the
+// y[i] for begin <= i < end, in pieces within one multiple of `period`: piece(index, offset) gives the values
+// from i = index * period + offset on as value(j, read). Chunks in reverse order, as what was read last is still in the
 // cache; ascending within a chunk, for the prefetcher. `stream`: past the caches; call stream_fence() after.
 template <class T, class Piece>
 SIMD_INLINE void map_backwards(T* y, int64_t begin, int64_t end, int64_t period, bool stream, Piece piece) {
@@ -102,7 +102,7 @@ SIMD_INLINE void map_backwards(T* y, int64_t begin, int64_t end, int64_t period,
       const int64_t block_end = chunk_end - block > kBlock ? block + kBlock : chunk_end;
       for (int64_t i = block; i < block_end;) {
         const int64_t count = block_end - i < period - offset ? block_end - i : period - offset;
-        row_map(stream ? staging + (i - block) : y + i, count, piece(i, index, offset));
+        row_map(stream ? staging + (i - block) : y + i, count, piece(index, offset));
         i += count;
         offset += count;
         if (offset == period) ++index, offset = 0;

@@ -4,14 +4,15 @@
 
 namespace attnkernels::efficient_channel_attention {
 
-// Bit i of `needs` stands for input i. attnkernels/ops/efficient_channel_attention/schema.py has the same.
-enum Needs : int { kNeedsX = 1, kNeedsWeight = 2, kNeedsResidual = 4 };
+// Bit i of `needs` stands for input i; attnkernels/ops/efficient_channel_attention/schema.py has the same values.
+enum Needs : int { kNeedsX = 0b001, kNeedsWeight = 0b010, kNeedsResidual = 0b100 };
 
-inline constexpr int kMostTaps = 255;  // attnkernels/ops/efficient_channel_attention/checks.py has the same
+inline constexpr int64_t kMostTaps = 255;  // attnkernels/ops/efficient_channel_attention/checks.py has the same
 
+// x, y and residual are dense in one layout.
 struct Shape : MapShape {
-  int taps;       // k, odd
-  bool circular;  // the channels beyond the ends are those from the other end; taps / 2 <= channels
+  int64_t taps;   // k, odd: a gate depends on the means of k / 2 channels on either side
+  bool circular;  // the channels beyond the first and the last are those from the other end, and not zeros
   Gate gate;
   OutputActivation output_activation;
 

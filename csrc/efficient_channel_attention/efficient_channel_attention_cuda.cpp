@@ -20,11 +20,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
                                    int64_t gate, int64_t output_activation) {
   check_device("efficient_channel_attention: x", x);
   const DataType type = data_type("efficient_channel_attention: x", x);
-  const Shape shape = checked_shape(x, weight, circular, gate, output_activation);
+  const CheckedCall call(x, weight, circular, gate, output_activation);
+  const Shape& shape = call.shape;
   if (residual) check_map(kOp, "residual", *residual, x);
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = attnkernels::as_layout(x, shape.channels_last);
-  const Tensor dense_weight = attnkernels::contiguous(weight);
   LayoutCopies copies;
   const Optional added = copies.as_layout(residual, shape.channels_last);
   copies.run(kOp, x);
@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
   const Plan plan = plan_of(type, shape, false);
   const Tensor scratch = allocate({forward_scratch(shape, plan)}, sum, x);
   check_launch(kOp, forward(type, shape, plan,
-                            {dense_x.const_data_ptr(), dense_weight.const_data_ptr(), input(added),
-                             y.mutable_data_ptr(), saved.mutable_data_ptr(), scratch.mutable_data_ptr()},
+                            {dense_x.const_data_ptr(), call.weight.const_data_ptr(), input(added), y.mutable_data_ptr(),
+                             saved.mutable_data_ptr(), scratch.mutable_data_ptr()},
                             current_stream(x)));
   return {y, saved};
 }
@@ -49,14 +49,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& 
                                             int64_t output_activation, int64_t needs) {
   check_device("efficient_channel_attention: x", x);
   const DataType type = data_type("efficient_channel_attention: x", x);
-  const Shape shape = checked_shape(x, weight, circular, gate, output_activation);
-  check_map(kOp, "grad_y", grad_y, x);
-  if (y) check_map(kOp, "y", *y, x);
-  STD_TORCH_CHECK(y || !output_activation, kOp, ": y: expected a tensor, as there is an output activation");
-  check_saved(kOp, saved, x, shape.saved_columns());
+  const CheckedCall call(x, weight, circular, gate, output_activation);
+  const Shape& shape = call.shape;
+  check_backward(shape, grad_y, x, y, saved, needs);
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = attnkernels::as_layout(x, shape.channels_last);
-  const Tensor dense_weight = attnkernels::contiguous(weight), dense_saved = attnkernels::contiguous(saved);
+  const Tensor dense_saved = attnkernels::contiguous(saved);
   LayoutCopies copies;
   const Tensor grad = copies.as_layout(grad_y, shape.channels_last);
   const Optional clipped_y = output_activation ? copies.as_layout(y, shape.channels_last) : std::nullopt;
@@ -65,14 +63,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& 
     return wanted ? Optional(allocate(x.sizes(), x.scalar_type(), x, shape.channels_last)) : std::nullopt;
   };
   Optional grad_x = map(needs & kNeedsX), grad_residual = map(needs & kNeedsResidual);
-  Optional grad_weight =
-      needs & kNeedsWeight ? Optional(allocate(weight.sizes(), x.scalar_type(), x)) : std::nullopt;
+  Optional grad_weight = needs & kNeedsWeight ? Optional(allocate(weight.sizes(), x.scalar_type(), x)) : std::nullopt;
   if (shape.channels) {
     const Plan plan = plan_of(type, shape, true);
     const Tensor scratch = allocate({backward_scratch(shape, plan)}, accumulation_dtype(x.scalar_type()), x);
     check_launch(kOp, backward(type, shape, plan,
                                {grad.const_data_ptr(), dense_x.const_data_ptr(), input(clipped_y),
-                                dense_weight.const_data_ptr(), dense_saved.const_data_ptr(), output(grad_x),
+                                call.weight.const_data_ptr(), dense_saved.const_data_ptr(), output(grad_x),
                                 output(grad_residual), output(grad_weight), scratch.mutable_data_ptr()},
                                current_stream(x)));
   } else if (grad_weight) {

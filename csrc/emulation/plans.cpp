@@ -43,7 +43,7 @@ py::dict selective_kernel_tiles(int64_t samples, int64_t channels, int64_t pixel
                                 bool vectorised, int64_t most_blocks) {
   using py::literals::operator""_a;
   namespace sk = selective_kernel;
-  const sk::Shape shape{samples, channels, pixels, 2, channels_last};
+  const sk::Shape shape{{samples, channels, pixels, channels_last}, 2};
   const sk::Tiles tiles = sk::choose_tiles(shape, width, vectorised, most_blocks);
   return py::dict("lanes"_a = tiles.lanes, "channels"_a = tiles.channels, "channel_tiles"_a = tiles.channel_tiles,
                   "splits"_a = tiles.splits, "span"_a = tiles.span, "blocks"_a = tiles.blocks(samples));

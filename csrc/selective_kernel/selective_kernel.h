@@ -1,13 +1,12 @@
 // The arguments of the selective_kernel kernels; shared by every C++ backend, no torch.
 #pragma once
-#include <cstdint>
+#include "common/gate.h"
 
 namespace attnkernels::selective_kernel {
 
 constexpr int kMaxBranches = 8;  // the pointers of all branches travel in one argument struct
 
-// A feature map [N, C, H, W] as rows of adjacent elements. A row is a plane [H W] (C rows a sample) or, channels_last,
-// a pixel [C] (H W rows a sample). The strides are free, in elements: a branch may be a view into a wider tensor
+// A feature map as rows (see MapShape). The strides are free, in elements: a branch may be a view into a wider tensor
 // ([N, M, C, H, W] stacked, or the channels of one convolution's output) and is read in place.
 template <class T>
 struct Rows {
@@ -24,13 +23,8 @@ struct Branches {
 
 // Every branch, y and their gradients have this shape and this layout. logits and weights are dense [N, M, C], pooled
 // is dense [N, C].
-struct Shape {
-  int64_t samples, channels, pixels;  // N, C, H * W
-  int branches;                       // M
-  bool channels_last;
-
-  int64_t rows() const { return channels_last ? pixels : channels; }
-  int64_t row_length() const { return channels_last ? channels : pixels; }
+struct Shape : MapShape {
+  int branches;  // M
 };
 
 }  // namespace attnkernels::selective_kernel

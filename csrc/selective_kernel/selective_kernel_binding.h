@@ -59,7 +59,7 @@ struct CheckedBranches {
 };
 
 inline Shape shape_of(const Tensor& x, int64_t branches, bool channels_last) {
-  return {x.size(0), x.size(1), x.size(2) * x.size(3), int(branches), channels_last};
+  return {{x.size(0), x.size(1), x.size(2) * x.size(3), channels_last}, int(branches)};
 }
 
 inline void check_alike(const char* op, const Tensor& x, const Tensor& like) {

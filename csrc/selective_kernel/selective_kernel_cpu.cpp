@@ -1,13 +1,11 @@
 // The CPU backend of selective_kernel: checks, allocation, threads. The kernels are in selective_kernel_simd.h.
 #include "selective_kernel/selective_kernel_cpu.h"
 
-#include <algorithm>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "common/binding.h"
-#include "common/cpu_work.h"
+#include "common/cpu_gate.h"
 #include "selective_kernel/selective_kernel_binding.h"
 
 #define SIMD_FILE "selective_kernel/selective_kernel_simd.h"
@@ -16,66 +14,23 @@
 namespace attnkernels::selective_kernel {
 namespace {
 
-template <class T>
-const T* input(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-template <class T>
-T* output(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
+using cpu::input, cpu::output;
 
 template <class T>
 int64_t map_bytes(const Shape& shape) {
   return shape.samples * shape.channels * shape.pixels * int64_t(sizeof(T));
 }
 
-// ---- threads
-
-// f(n, first, last) for the units of all samples, those of a sample in one call where one thread does them. The samples
-// go backwards: a pass over data larger than the cache finds what the pass before it, which went forwards, read last.
-template <class F>
-void for_units_backwards(const Shape& shape, int64_t bytes, const F& f) {
-  const int64_t units = shape.rows();
-  cpu::for_parts(cpu::threads_for(bytes), shape.samples * units, 1, [&](int64_t, int64_t begin, int64_t end) {
-    while (end > begin) {
-      const int64_t n = (end - 1) / units, first = std::max(begin, n * units);
-      f(n, first - n * units, end - n * units);
-      end = first;
-    }
-  });
-}
-
-// f(n, first, last, sums) for the units of all samples; `sums` [columns] of a sample are those of all its units.
+// f(n, first, last, sums) for the rows of all samples, sums [columns] a sample
 template <class A, class F>
-void for_sums(const Shape& shape, int64_t bytes, int64_t columns, A* sums, const F& f) {
-  const int64_t threads = cpu::threads_for(bytes), units = shape.rows();
-  const bool whole_samples = threads == 1 || shape.samples >= threads;
-  if (whole_samples || !shape.channels_last) {
-    // A unit that is a channel has sums of its own: threads may share a sample.
-    const int64_t unit = whole_samples ? units : 1;
-    return cpu::for_parts(threads, shape.samples * units, unit, [&](int64_t, int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t n = begin / units, last = std::min(end, (n + 1) * units);
-        f(n, begin - n * units, last - n * units, sums + n * columns);
-        begin = last;
-      }
-    });
-  }
-  std::vector<A> partial(threads * columns);
-  for (int64_t n = 0; n < shape.samples; ++n) {
-    cpu::for_parts(threads, units, 1, [&](int64_t part, int64_t first, int64_t last) {
-      f(n, first, last, partial.data() + part * columns);
-    });
-    for (int64_t c = 0; c < columns; ++c) {
-      A sum = 0;
-      for (int64_t part = 0; part < threads; ++part) sum += partial[part * columns + c];
-      sums[n * columns + c] = sum;
-    }
-  }
+void sum_rows(const Shape& shape, int64_t bytes, int64_t columns, A* sums, const F& f) {
+  cpu::sum_rows(shape, 0, shape.samples, cpu::threads_for(bytes), sums, columns, columns, f);
 }
 
-// ---- operators
+template <class F>
+void for_rows(const Shape& shape, int64_t bytes, const F& f) {
+  cpu::for_rows_backwards(shape, 0, shape.samples, cpu::threads_for(bytes), f);
+}
 
 Tensor pooled_sum(std::vector<Tensor> given) {
   const CheckedBranches checked = check_branches("pooled_sum", std::move(given));
@@ -88,7 +43,7 @@ Tensor pooled_sum(std::vector<Tensor> given) {
     const Pool<T> args{shape, checked.rows<T>()};
     const int64_t count = shape.samples * shape.channels;
     std::vector<A> sums(count);
-    for_sums(shape, shape.branches * map_bytes<T>(shape), shape.channels, sums.data(),
+    sum_rows(shape, shape.branches * map_bytes<T>(shape), shape.channels, sums.data(),
              [&](int64_t n, int64_t first, int64_t last, A* sums) { kernels.pool(args, n, first, last, sums); });
     kernels.scale(output<T>(pooled), sums.data(), A(1) / A(shape.pixels), count);
   });
@@ -111,8 +66,8 @@ std::tuple<Tensor, Tensor> select_branches(std::vector<Tensor> given, Tensor log
                          .branches = checked.rows<T>(),
                          .weights = input<A>(weights),
                          .y = output<T>(y)};
-    for_units_backwards(shape, (shape.branches + 1) * map_bytes<T>(shape),
-                        [&](int64_t n, int64_t first, int64_t last) { kernels.select(args, n, first, last); });
+    for_rows(shape, (shape.branches + 1) * map_bytes<T>(shape),
+             [&](int64_t n, int64_t first, int64_t last) { kernels.select(args, n, first, last); });
   });
   return {std::move(y), std::move(weights)};
 }
@@ -132,7 +87,7 @@ Tensor select_branches_grad_logits(Tensor grad_y, std::vector<Tensor> given, Ten
     const GradLogits<T> args{shape, rows_of<const T>(grad_y, shape.channels_last), checked.rows<T>()};
     const int64_t columns = shape.branches * shape.channels;
     std::vector<A> sums(shape.samples * columns);
-    for_sums(
+    sum_rows(
         shape, (shape.branches + 1) * map_bytes<T>(shape), columns, sums.data(),
         [&](int64_t n, int64_t first, int64_t last, A* sums) { kernels.grad_weights(args, n, first, last, sums); });
     for (int64_t n = 0; n < shape.samples; ++n)
@@ -170,8 +125,8 @@ std::vector<Tensor> select_branches_grad_branches(Tensor grad_y, Tensor weights,
       else if (needs >> m & 1)
         args.grad_branches[m] = output<T>(grads[m]);
     }
-    for_units_backwards(shape, (shape.branches + 1) * map_bytes<T>(shape),
-                        [&](int64_t n, int64_t first, int64_t last) { kernels.grad_branches(args, n, first, last); });
+    for_rows(shape, (shape.branches + 1) * map_bytes<T>(shape),
+             [&](int64_t n, int64_t first, int64_t last) { kernels.grad_branches(args, n, first, last); });
   });
   return as_branch_order(std::move(grads), shape, stacked);
 }

@@ -41,11 +41,11 @@ struct GradBranches {
   bool interleaved;
 };
 
-// The kernels of one level. Units of a sample are its rows (see selective_kernel.h): channels, or pixels.
+// The kernels of one level, on the rows [first, last) of sample n.
 template <class T>
 struct Kernels {
   using A = Accumulator<T>;
-  void (*pool)(const Pool<T>&, int64_t n, int64_t first, int64_t last, A* sums);  // sums [C] of these units
+  void (*pool)(const Pool<T>&, int64_t n, int64_t first, int64_t last, A* sums);  // sums [C] of these rows
   void (*softmax)(const Shape&, const T* logits, A* weights, int64_t n);
   void (*select)(const Select<T>&, int64_t n, int64_t first, int64_t last);
   void (*grad_weights)(const GradLogits<T>&, int64_t n, int64_t first, int64_t last, A* sums);  // sums [M, C]

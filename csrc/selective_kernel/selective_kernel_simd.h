@@ -1,15 +1,36 @@
 // The selective_kernel kernels of one level; no include guard, no torch. Kernels<T> says which part each works on.
+#include "common/simd_gate.h"
+
 namespace attnkernels::selective_kernel::SIMD_LEVEL {
 namespace {
 
 using namespace simd::SIMD_LEVEL;
 
-// U_m[n, unit] from the element `offset` on, for all branches
 template <class T>
-SIMD_INLINE void branch_pointers(const Branches<const T>& branches, int count, int64_t n, int64_t unit, int64_t offset,
-                                 const T** pointers) {
-  for (int m = 0; m < count; ++m) pointers[m] = branches.branch[m].row(n, unit) + offset;
+SIMD_INLINE SampleRows<T> sample_rows(const Rows<T>& map, int64_t n) {
+  return {map.row(n, 0), map.row_stride};
 }
+
+// An operand of every branch: what it gives is value(m).
+template <class Reader, int kMost>
+struct EachReader {
+  Reader of[kMost];
+  template <class Read>
+  SIMD_INLINE auto operator()(int64_t j, Read read) const {
+    return [this, j, read](int m) { return of[m](j, read); };
+  }
+};
+template <class Operand, int kMost>
+struct Each {
+  Operand of[kMost];
+  int count;
+  template <bool kChannelsLast>
+  SIMD_INLINE auto at(int64_t row, int64_t offset) const {
+    EachReader<decltype(of[0].template at<kChannelsLast>(row, offset)), kMost> reader;
+    for (int m = 0; m < count; ++m) reader.of[m] = of[m].template at<kChannelsLast>(row, offset);
+    return reader;
+  }
+};
 
 // ---- forward
 
@@ -17,23 +38,11 @@ SIMD_INLINE void branch_pointers(const Branches<const T>& branches, int count, i
 template <class T>
 void pool(const Pool<T>& args, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
   const Shape& shape = args.shape;
-  if (shape.channels_last) {
-    for (int64_t c = 0; c < shape.channels; ++c) sums[c] = 0;
-    for (int m = 0; m < shape.branches; ++m) {
-      const T* x = args.branches.branch[m].row(n, first);
-      const int64_t stride = args.branches.branch[m].row_stride;
-      columns_reduce<T>(sums, last - first, shape.channels,
-                        [=](Vec<T> sum, int64_t p, int64_t c, auto read) { return sum + read(x + p * stride + c); });
-    }
-    return;
-  }
-  for (int64_t c = first; c < last; ++c) {
-    sums[c] = 0;
-    for (int m = 0; m < shape.branches; ++m) {
-      const T* x = args.branches.branch[m].row(n, c);
-      sums[c] += row_reduce<T>(shape.pixels, [=](Vec<T> sum, int64_t i, auto read) { return sum + read(x + i); });
-    }
-  }
+  clear_sums(shape, first, last, sums);
+  for (int m = 0; m < shape.branches; ++m)
+    add_rows<T>(
+        shape, first, last, 0, shape.row_length(), sums, [](Vec<T> sum, Vec<T> x) { return sum + x; },
+        sample_rows(args.branches.branch[m], n));
 }
 
 // weights[n, :, c] = softmax(logits[n, :, c])
@@ -57,44 +66,34 @@ void softmax(const Shape& shape, const T* logits, Accumulator<T>* weights, int64
 
 // y[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]        M == 0: as many branches as shape says
 template <class T, int M>
-SIMD_INLINE void select_units(const Select<T>& args, int64_t n, int64_t first, int64_t last) {
+SIMD_INLINE void select_rows(const Select<T>& args, int64_t n, int64_t first, int64_t last) {
   const Shape& shape = args.shape;
   const int branches = M ? M : shape.branches;
   const int64_t length = shape.row_length();
-  const Accumulator<T>* weights = args.weights + n * branches * shape.channels;
-  T* y = args.y + n * shape.channels * shape.pixels;
-  const T* x[kMaxBranches];
-  const auto mix = [&](int64_t j, auto read, auto weight) {
-    Vec<T> sum = read(x[0] + j) * weight(0);
-    for (int m = 1; m < branches; ++m) sum = fma(read(x[m] + j), weight(m), sum);
-    return sum;
-  };
-  if (shape.channels_last) {
-    const auto piece = [&](int64_t, int64_t pixel, int64_t offset) {
-      branch_pointers(args.branches, branches, n, pixel, offset, x);
-      return [&, a = weights + offset](int64_t j, auto read) {
-        return mix(j, read, [&](int m) { return read(a + m * shape.channels + j); });
-      };
-    };
-    map_backwards(y, first * length, last * length, length, args.stream, piece);
-  } else {
-    Vec<T> a[kMaxBranches];
-    const auto piece = [&](int64_t, int64_t channel, int64_t offset) {
-      branch_pointers(args.branches, branches, n, channel, offset, x);
-      for (int m = 0; m < branches; ++m) a[m] = broadcast<T>(weights[m * shape.channels + channel]);
-      return [&](int64_t j, auto read) { return mix(j, read, [&](int m) { return a[m]; }); };
-    };
-    map_backwards(y, first * length, last * length, length, args.stream, piece);
+  Each<SampleRows<const T>, M ? M : kMaxBranches> x;
+  Each<PerChannel<Accumulator<T>>, M ? M : kMaxBranches> weights;
+  x.count = weights.count = branches;
+  for (int m = 0; m < branches; ++m) {
+    x.of[m] = sample_rows(args.branches.branch[m], n);
+    weights.of[m] = {args.weights + (n * branches + m) * shape.channels};
   }
+  map_rows(
+      shape, first * length, last * length, dense_rows(shape, args.y, n).data, args.stream,
+      [=](const auto& x, const auto& weight) {
+        Vec<T> sum = x(0) * weight(0);
+        for (int m = 1; m < branches; ++m) sum = fma(x(m), weight(m), sum);
+        return sum;
+      },
+      x, weights);
   if (args.stream) stream_fence();
 }
 
 template <class T>
 void select(const Select<T>& args, int64_t n, int64_t first, int64_t last) {
   if (args.shape.branches == 2)  // the usual number: pointers and weights stay in registers
-    select_units<T, 2>(args, n, first, last);
+    select_rows<T, 2>(args, n, first, last);
   else
-    select_units<T, 0>(args, n, first, last);
+    select_rows<T, 0>(args, n, first, last);
 }
 
 // ---- backward
@@ -107,34 +106,19 @@ template <class T>
 void grad_weights(const GradLogits<T>& args, int64_t n, int64_t first, int64_t last, Accumulator<T>* sums) {
   const Shape& shape = args.shape;
   const int64_t length = shape.row_length();
-  if (shape.channels_last) {
-    for (int64_t i = 0; i < shape.branches * shape.channels; ++i) sums[i] = 0;
-    const int64_t block = length < kShared ? kShared / length : 1;
-    for (int64_t pixel = first; pixel < last; pixel += block) {
-      const int64_t pixels = last - pixel < block ? last - pixel : block;
-      for (int m = 0; m < shape.branches; ++m) {
-        const T *dy = args.grad_y.row(n, pixel), *x = args.branches.branch[m].row(n, pixel);
-        const int64_t dy_stride = args.grad_y.row_stride, x_stride = args.branches.branch[m].row_stride;
-        columns_reduce<T>(sums + m * shape.channels, pixels, shape.channels,
-                          [=](Vec<T> sum, int64_t p, int64_t c, auto read) {
-                            return fma(read(dy + p * dy_stride + c), read(x + p * x_stride + c), sum);
-                          });
-      }
-    }
-    return;
-  }
-  for (int64_t c = first; c < last; ++c) {
-    for (int m = 0; m < shape.branches; ++m) sums[m * shape.channels + c] = 0;
-    for (int64_t begin = 0; begin < length; begin += kShared) {
-      const T* dy = args.grad_y.row(n, c) + begin;
-      for (int m = 0; m < shape.branches; ++m) {
-        const T* x = args.branches.branch[m].row(n, c) + begin;
-        sums[m * shape.channels + c] +=
-            row_reduce<T>(length - begin < kShared ? length - begin : kShared,
-                          [=](Vec<T> sum, int64_t i, auto read) { return fma(read(dy + i), read(x + i), sum); });
-      }
-    }
-  }
+  // Whole pixels, or a part of a plane.
+  const int64_t rows = shape.channels_last && length < kShared ? kShared / length : 1;
+  const int64_t columns = shape.channels_last ? length : kShared;
+  const auto dy = sample_rows(args.grad_y, n);
+  for (int m = 0; m < shape.branches; ++m) clear_sums(shape, first, last, sums + m * shape.channels);
+  for (int64_t row = first; row < last; row += rows)
+    for (int64_t begin = 0; begin < length; begin += columns)
+      for (int m = 0; m < shape.branches; ++m)
+        add_rows<T>(
+            shape, row, last - row < rows ? last : row + rows, begin,
+            length - begin < columns ? length : begin + columns, sums + m * shape.channels,
+            [](Vec<T> sum, Vec<T> dy, Vec<T> x) { return fma(dy, x, sum); }, dy,
+            sample_rows(args.branches.branch[m], n));
 }
 
 // dz_m = a_m (da_m - sum_k a_k da_k)        da of this sample [M, C]
@@ -158,40 +142,30 @@ void grad_logits(const Shape& shape, const Accumulator<T>* weights, const Accumu
 // dU_m[n, c, p] = a[n, m, c] dy[n, c, p] + pooled_term[n, c]
 template <class T>
 void grad_branches(const GradBranches<T>& args, int64_t n, int64_t first, int64_t last) {
+  using A = Accumulator<T>;
   const Shape& shape = args.shape;
   const int64_t channels = shape.channels, length = shape.row_length();
-  const Accumulator<T>*weights = args.weights + n * shape.branches * channels, *term = args.pooled_term + n * channels;
-  // dy and the numbers of branch m from the channel and the element on; whole units of a pixel, or one channel
-  const auto pixel_values = [](const T* dy, const Accumulator<T>* a, const Accumulator<T>* b) {
-    return [=](int64_t j, auto read) { return fma(read(dy + j), read(a + j), read(b + j)); };
-  };
+  const A *weights = args.weights + n * shape.branches * channels, *term = args.pooled_term + n * channels;
+  const auto dy = sample_rows(args.grad_y, n);
   if (args.interleaved) {
-    T* out = args.grad_branches[0] + n * args.sample_stride;
-    const auto piece = [&](int64_t, int64_t index, int64_t c) {
-      const int64_t pixel = index / shape.branches, m = index % shape.branches;
-      return pixel_values(args.grad_y.row(n, pixel) + c, weights + m * channels + c, term + c);
+    const auto piece = [=, branches = shape.branches](int64_t row, int64_t c) {
+      const T* from = dy.data + row / branches * dy.stride + c;
+      const A *a = weights + row % branches * channels + c, *b = term + c;
+      return [=](int64_t j, auto read) { return fma(read(from + j), read(a + j), read(b + j)); };
     };
     const int64_t pixel_length = shape.branches * channels;
-    map_backwards(out, first * pixel_length, last * pixel_length, channels, args.stream, piece);
+    map_backwards(args.grad_branches[0] + n * args.sample_stride, first * pixel_length, last * pixel_length, channels,
+                  args.stream, piece);
   } else {
     // In blocks, so that dy is in L1 from one branch to the next.
     for (int64_t begin = first * length; begin < last * length; begin += kShared) {
       const int64_t end = last * length - begin > kShared ? begin + kShared : last * length;
-      for (int m = 0; m < shape.branches; ++m) {
-        if (!args.grad_branches[m]) continue;
-        T* out = args.grad_branches[m] + n * args.sample_stride;
-        if (shape.channels_last) {
-          map_backwards(out, begin, end, length, args.stream, [&](int64_t, int64_t pixel, int64_t c) {
-            return pixel_values(args.grad_y.row(n, pixel) + c, weights + m * channels + c, term + c);
-          });
-        } else {
-          map_backwards(out, begin, end, length, args.stream, [&](int64_t, int64_t c, int64_t offset) {
-            const T* dy = args.grad_y.row(n, c) + offset;
-            const Vec<T> a = broadcast<T>(weights[m * channels + c]), b = broadcast<T>(term[c]);
-            return [=](int64_t j, auto read) { return fma(read(dy + j), a, b); };
-          });
-        }
-      }
+      for (int m = 0; m < shape.branches; ++m)
+        if (args.grad_branches[m])
+          map_rows(
+              shape, begin, end, args.grad_branches[m] + n * args.sample_stride, args.stream,
+              [](Vec<T> dy, Vec<T> a, Vec<T> term) { return fma(dy, a, term); }, dy,
+              PerChannel<A>{weights + m * channels}, PerChannel<A>{term});
     }
   }
   if (args.stream) stream_fence();

@@ -6,10 +6,10 @@ namespace attnkernels::squeeze_excite {
 
 // attnkernels/ops/squeeze_excite/schema.py has the same values.
 enum class Activation : int { kRelu = 0, kSilu = 1 };
-enum class InputActivation : int { kNone = 0, kRelu = 1, kSilu = 2, kHardSwish = 3 };
 // Bit i of `needs` stands for input i. The weights' gradients come from one pass: any of their bits asks for it.
 enum Needs : int { kNeedsX = 0b000001, kNeedsWeights = 0b011110, kNeedsResidual = 0b100000 };
 
+// x, y and residual are dense in one layout.
 struct Shape : MapShape {
   int64_t hidden;  // rd; 0: single-layer excitation
   Activation activation;

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const Optional& reduc
   const DataType type = data_type("squeeze_excite: x", x);
   const CheckedCall call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
                          output_activation);
-  if (residual) check_map(kOp, "residual", *residual, x);
+  if (residual) check_map("squeeze_excite", "residual", *residual, x);
   const DeviceGuard guard(x.get_device_index());
   const Tensor dense_x = attnkernels::as_layout(x, call.channels_last);
   LayoutCopies copies;
@@ -58,10 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
   const DataType type = data_type("squeeze_excite: x", x);
   const CheckedCall call(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate,
                          output_activation);
-  check_map(kOp, "grad_y", grad_y, x);
-  if (y) check_map(kOp, "y", *y, x);
-  STD_TORCH_CHECK(y || !output_activation, "squeeze_excite: y: expected a tensor, as there is an output activation");
-  check_saved(kOp, saved, x, call.shape.saved_columns());
+  check_map("squeeze_excite", "grad_y", grad_y, x);
+  check_kept("squeeze_excite", saved, call.shape.saved_columns(), y, call.shape.output_activation, x);
   const ScalarType sum = accumulation_dtype(x.scalar_type());
   const Tensor dense_saved = attnkernels::contiguous(saved);
   const DeviceGuard guard(x.get_device_index());
