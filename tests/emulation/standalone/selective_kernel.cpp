@@ -79,7 +79,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t N = c.samples, C = c.channels, P = c.pixels;
   const int M = c.branches;
-  const sk::Shape shape{N, C, P, M, channels_last};
+  const sk::Shape shape{{N, C, P, channels_last}, M};
   const std::string name = std::string(channels_last ? "NHWC" : "NCHW") + " type " + std::to_string(int(type)) + " N " +
                            std::to_string(N) + " C " + std::to_string(C) + " P " + std::to_string(P) + " M " +
                            std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset) +
