@@ -144,7 +144,7 @@ int main() {
   for (const bool channels_last : {false, true})
     for (const auto& [samples, channels, side] :
          {std::array{32, 128, 56}, {32, 256, 28}, {32, 512, 14}, {8, 128, 56}, {1, 128, 56}, {1, 512, 14}})
-      attnkernels::tune::problem(timer, Shape{samples, channels, int64_t(side) * side, 2, channels_last},
+      attnkernels::tune::problem(timer, Shape{{samples, channels, int64_t(side) * side, channels_last}, 2},
                                  std::string(channels_last ? "nhwc " : "nchw ") + std::to_string(samples) + "x" +
                                      std::to_string(channels) + "x" + std::to_string(side));
 }

@@ -28,9 +28,11 @@ struct Problem {
            (epilogue ? " epilogue" : "");
   }
   Shape shape() const {
-    return {
-        samples,       channels,          hidden,         height * width,
-        channels_last, Activation::kRelu, Gate::kSigmoid, epilogue ? OutputActivation::kRelu : OutputActivation::kNone};
+    return {{samples, channels, height * width, channels_last},
+            hidden,
+            Activation::kRelu,
+            Gate::kSigmoid,
+            epilogue ? OutputActivation::kRelu : OutputActivation::kNone};
   }
 };
 

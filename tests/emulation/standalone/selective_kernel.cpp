@@ -79,7 +79,7 @@ void check(const Case& c, bool channels_last, DataType type, double tolerance, u
   using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t N = c.samples, C = c.channels, P = c.pixels;
   const int M = c.branches;
-  const sk::Shape shape{N, C, P, M, channels_last};
+  const sk::Shape shape{{N, C, P, channels_last}, M};
   const std::string name = std::string(channels_last ? "NHWC" : "NCHW") + " type " + std::to_string(int(type)) + " N " +
                            std::to_string(N) + " C " + std::to_string(C) + " P " + std::to_string(P) + " M " +
                            std::to_string(M) + (c.stacked ? " stacked" : "") + " offset " + std::to_string(c.offset) +
@@ -235,7 +235,7 @@ int main(int count, char** arguments) {
           if (failures) return finish();
         }
   // What is split among blocks, and vectorised, must be among the cases.
-  const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
+  const sk::Shape planes{{1, 1, 10000, false}, 2}, pixels{{1, 8, 3000, true}, 3};
   for (const sk::Shape& shape : {planes, pixels}) {
     const sk::Tiles tiles = sk::choose_tiles(shape, 4, true, sk::Tuning().most_sum_blocks);
     if (tiles.splits > 1) continue;

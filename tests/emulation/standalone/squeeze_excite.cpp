@@ -185,14 +185,11 @@ void check(const Case& c, const Path& path, bool channels_last, DataType type, d
   auto w2 = fill(kExpandWeight, c.channels * width), b2 = fill(kExpandBias, c.bias ? c.channels : 0);
   Buffer<T> y(elements, c.offset_of(kY));
 
-  const se::Shape shape{c.samples,
-                        c.channels,
+  const se::Shape shape{{c.samples, c.channels, c.pixels, channels_last},
                         c.hidden,
-                        c.pixels,
-                        channels_last,
                         c.silu ? se::Activation::kSilu : se::Activation::kRelu,
-                        c.hard ? se::Gate::kHardSigmoid : se::Gate::kSigmoid,
-                        c.clip ? se::OutputActivation::kRelu : se::OutputActivation::kNone};
+                        c.hard ? attnkernels::Gate::kHardSigmoid : attnkernels::Gate::kSigmoid,
+                        c.clip ? attnkernels::OutputActivation::kRelu : attnkernels::OutputActivation::kNone};
   Buffer<acc_t> saved(c.samples * shape.saved_columns(), c.offset_of(kSaved));
   std::string name = std::string(path.name) + (channels_last ? " channels_last" : "") + " type " +
                      std::to_string(int(type)) + " N " + std::to_string(c.samples) + " C " +
