@@ -59,6 +59,10 @@ struct GatePasses {
 
 namespace cpu {
 
+// Of the level in force.
+template <class T>
+const GatePasses<T>& gate_passes();  // gate_cpu.cpp
+
 // ---- threads; `parts` is how many of them share the samples [n0, n1)
 
 // f(n, first, last, sums) for the rows of these samples: sums [columns] of a sample, those of the next one being
@@ -129,7 +133,8 @@ void for_groups(int64_t samples, int64_t sample_bytes, int64_t weight_bytes, con
 
 // The means, the op's own gates(n0, n1, parts) from them, the map.
 template <class T, class Gates>
-void run(const GatePasses<T>& passes, const GateForward<T>& f, int64_t weight_bytes, const Gates& gates) {
+void run(const GateForward<T>& f, int64_t weight_bytes, const Gates& gates) {
+  const GatePasses<T>& passes = gate_passes<T>();
   const int64_t channels = f.shape.channels, sample_bytes = channels * f.shape.pixels * int64_t(sizeof(T));
   for_groups(f.shape.samples, sample_bytes, weight_bytes, [&](int64_t n0, int64_t n1, int64_t parts) {
     sum_rows(f.shape, n0, n1, parts, f.means, f.columns, channels,
@@ -145,8 +150,8 @@ void run(const GatePasses<T>& passes, const GateForward<T>& f, int64_t weight_by
 // The gates' gradients and what the op makes of them, grad_means(n0, n1, parts), where anything but the residual's
 // gradient is wanted; the map.
 template <class T, class GradMeans>
-void run(const GatePasses<T>& passes, const GateBackward<T>& b, bool through_gates, int64_t weight_bytes,
-         const GradMeans& grad_means) {
+void run(const GateBackward<T>& b, bool through_gates, int64_t weight_bytes, const GradMeans& grad_means) {
+  const GatePasses<T>& passes = gate_passes<T>();
   const int64_t channels = b.shape.channels, map_bytes = channels * b.shape.pixels * int64_t(sizeof(T));
   // x passes through the cache between the two uses of grad_y and y.
   for_groups(b.shape.samples, map_bytes * (b.y ? 3 : 2), weight_bytes, [&](int64_t n0, int64_t n1, int64_t parts) {

@@ -1,6 +1,6 @@
 // SIMD from one source, compiled for several instruction-set levels and chosen at run time: no -march in a wheel.
 //
-// How an op uses it. `op_simd.h` (no include guard, no #include, no torch) holds the kernels:
+// How an op uses it. `op_simd.h` (no include guard, no torch, no #include but of other such files) holds the kernels:
 //
 //   namespace attnkernels::op::SIMD_LEVEL { namespace {
 //   using namespace simd::SIMD_LEVEL;

@@ -103,21 +103,24 @@ SIMD_INLINE void sum_rows(const MapShape& shape, int64_t first, int64_t last, Ac
   add_rows<T>(shape, first, last, 0, shape.row_length(), sums, add, operands...);
 }
 
+template <bool kChannelsLast, class T, class Value, class... Operands>
+SIMD_INLINE void map_rows_of(int64_t length, int64_t begin, int64_t end, T* y, bool stream, Value value,
+                             Operands... operands) {
+  map_backwards(y, begin, end, length, stream, [=](int64_t row, int64_t offset) {
+    return [=, ... from = operands.template at<kChannelsLast>(row, offset)](int64_t j, auto read) {
+      return value(from(j, read)...);
+    };
+  });
+}
+
 // y[i] = value(operands...) for begin <= i < end, i = row * row_length() + offset
 template <class T, class Value, class... Operands>
 SIMD_INLINE void map_rows(const MapShape& shape, int64_t begin, int64_t end, T* y, bool stream, Value value,
                           Operands... operands) {
-  const auto map = [=]<bool kChannelsLast>(std::bool_constant<kChannelsLast>, int64_t length) {
-    map_backwards(y, begin, end, length, stream, [=](int64_t row, int64_t offset) {
-      return [=, ... from = operands.template at<kChannelsLast>(row, offset)](int64_t j, auto read) {
-        return value(from(j, read)...);
-      };
-    });
-  };
   if (shape.channels_last)
-    map(std::true_type{}, shape.channels);
+    map_rows_of<true>(shape.channels, begin, end, y, stream, value, operands...);
   else
-    map(std::false_type{}, shape.pixels);
+    map_rows_of<false>(shape.pixels, begin, end, y, stream, value, operands...);
 }
 
 // ---- gates

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
                               .means = means,
                               .gates = means + shape.channels,
                               .columns = shape.saved_columns()};
-    cpu::run(*SIMD_CHOOSE(kGatePasses<T>), maps, 0, [&](int64_t n0, int64_t n1, int64_t) {
+    cpu::run(maps, 0, [&](int64_t n0, int64_t n1, int64_t) {
       std::vector<A> padded(shape.channels + shape.taps - 1);
       for (int64_t n = n0; n < n1; ++n)
         kernels.gates(shape, input<T>(call.weight), maps.means + n * maps.columns, maps.gates + n * maps.columns,
@@ -101,13 +101,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& 
                                .grad_residual = output<T>(grad_residual),
                                .grad_gates = scratch.data(),
                                .grad_means = scratch.data() + of_channels};
-    cpu::run(*SIMD_CHOOSE(kGatePasses<T>), maps, needs & (kNeedsX | kNeedsWeight), 0,
-             [&](int64_t n0, int64_t n1, int64_t) {
-               std::vector<A> padded(of_padded);
-               for (int64_t n = n0; n < n1; ++n)
-                 kernels.grad_means(shape, input<T>(call.weight), maps.gates + n * maps.columns,
-                                    maps.grad_gates + n * channels, maps.grad_means + n * channels, padded.data());
-             });
+    cpu::run(maps, needs & (kNeedsX | kNeedsWeight), 0, [&](int64_t n0, int64_t n1, int64_t) {
+      std::vector<A> padded(of_padded);
+      for (int64_t n = n0; n < n1; ++n)
+        kernels.grad_means(shape, input<T>(call.weight), maps.gates + n * maps.columns, maps.grad_gates + n * channels,
+                           maps.grad_means + n * channels, padded.data());
+    });
     A* sums = maps.grad_means + of_channels;
     if (needs & kNeedsWeight)
       kernels.grad_weight(shape, maps.grad_gates, means, output<T>(grad_weight), sums, sums + shape.taps);

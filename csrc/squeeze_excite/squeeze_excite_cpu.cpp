@@ -44,7 +44,7 @@ template <class T>
 void run(const GateForward<T>& maps, const Forward<T>& f) {
   const Shape& shape = f.shape;
   const Kernels<T>& kernels = *SIMD_CHOOSE(kKernels<T>);
-  cpu::run(*SIMD_CHOOSE(kGatePasses<T>), maps, weight_bytes<T>(f), [&](int64_t n0, int64_t n1, int64_t parts) {
+  cpu::run(maps, weight_bytes<T>(f), [&](int64_t n0, int64_t n1, int64_t parts) {
     if (!f.single_layer)
       cpu::for_parts(parts, shape.hidden, 4,
                      [&](int64_t, int64_t begin, int64_t end) { kernels.reduce(f, n0, n1, begin, end); });
@@ -65,7 +65,7 @@ void run(const GateBackward<T>& maps, const Backward<T>& b, int64_t needs) {
       cpu::for_parts(parts, shape.channels, 64,
                      [&](int64_t, int64_t begin, int64_t end) { kernels.backward_reduce(b, n0, n1, begin, end); });
   };
-  cpu::run(*SIMD_CHOOSE(kGatePasses<T>), maps, needs & (kNeedsX | kNeedsWeights), weight_bytes<T>(b), layers);
+  cpu::run(maps, needs & (kNeedsX | kNeedsWeights), weight_bytes<T>(b), layers);
   if (needs & kNeedsWeights) kernels.backward_weights(b);
 }
 

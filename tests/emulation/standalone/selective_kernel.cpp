@@ -232,7 +232,7 @@ int main(int count, char** arguments) {
           if (failures) return finish();
         }
   // What is split among blocks, and vectorised, must be among the cases.
-  const sk::Shape planes{1, 1, 10000, 2, false}, pixels{1, 8, 3000, 3, true};
+  const sk::Shape planes{{1, 1, 10000, false}, 2}, pixels{{1, 8, 3000, true}, 3};
   for (const sk::Shape& shape : {planes, pixels}) {
     const sk::Tiles tiles = sk::choose_tiles(shape, 4, true, sk::Tuning().most_sum_blocks);
     if (tiles.splits > 1) continue;
