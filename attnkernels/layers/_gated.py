@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .. import backends
 from .._guard import cache, entries, match
 from .._modules import NOT_BARE, is_bare, method_owner, pointwise_name, qualified_name
 from ..ops._op import FusedOp
+from ._input import called
 
 
 class Gated(NamedTuple):
@@ -90,3 +92,23 @@ def cache_gated(module: nn.Module, x: Tensor, found: Gated, backend: str = "auto
     options = (*found.options, None)
     guard = cache(module, passed, tensors, found.methods_of(module), found.own, options, backend, found.op)
     return guard is not None
+
+
+class GatedLayer(nn.Module):
+    """A layer that stands for its children by its op, where nothing hangs on their calls.
+
+    Subclasses define `_considered`, a call whose children are looked at by name, `_children_in_turn`, and `_first` as
+    `called` wants it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._children_in_turn(x)
+        else:  # which TorchScript does not compile
+            return self._fused(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        y = gated_by_guard(self, x)
+        if y is not None:
+            return y
+        return called(self, self._considered, x, self._first)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,13 +13,12 @@ from .._modules import are_ordinary
 from ..ops import _checks
 from ..ops.efficient_channel_attention.checks import MOST_TAPS
 from ._channel_convolution import channel_convolution
-from ._gated import cache_gated, gated_by_guard
-from ._input import called
+from ._gated import GatedLayer, cache_gated
 
 _NAME = "EfficientChannelAttention"
 
 
-class EfficientChannelAttention(nn.Module):
+class EfficientChannelAttention(GatedLayer):
     """Efficient channel attention (Wang et al. 2020, arXiv:1910.03151): y = x * sigmoid(conv(mean_hw(x))).
 
     The convolution runs over the channels and has no bias. `load_state_dict(strict=True)` takes the keys of the
@@ -71,18 +69,6 @@ class EfficientChannelAttention(nn.Module):
         self.padding = kernel_size // 2
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=0 if self.circular else self.padding, bias=False)
         self.gate = nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._children_in_turn(x)
-        else:  # which TorchScript does not compile
-            return self._fused(x)
-
-    def _fused(self, x: Tensor) -> Tensor:
-        y = gated_by_guard(self, x)
-        if y is not None:
-            return y
-        return called(self, self._considered, x, self._first)
 
     def _considered(self, x: Tensor) -> Tensor:
         if is_ordinary(x, PASSES_MODULES):

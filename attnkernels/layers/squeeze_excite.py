@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .._context import PASSES_MODULES, is_ordinary
 from .._modules import affine, are_ordinary, is_bare, pointwise_name
 from ..ops import _checks, squeeze_excite
 from ._excitation import excitation
-from ._gated import cache_gated, gated_by_guard
-from ._input import called
+from ._gated import GatedLayer, cache_gated
 from ._upstream_keys import as_convolutions, rename
 
 _NAME = "SqueezeExcite"
@@ -26,7 +24,7 @@ _ALIASES = {
 }
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(GatedLayer):
     """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507): y = x * gate(fc2(act(fc1(mean_hw(x))))).
 
     `load_state_dict(strict=True)` takes this layer's own keys (`fc1`, `fc2`: also those of timm's `SEModule` and
@@ -78,18 +76,6 @@ class SqueezeExcite(nn.Module):
         self.act = _made("act", act, _ACTIVATIONS)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
         self.gate = _made("gate", gate, _GATES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._children_in_turn(x)
-        else:  # which TorchScript does not compile
-            return self._fused(x)
-
-    def _fused(self, x: Tensor) -> Tensor:
-        y = gated_by_guard(self, x)
-        if y is not None:
-            return y
-        return called(self, self._considered, x, self._first)
 
     def _considered(self, x: Tensor) -> Tensor:
         if not is_ordinary(x, PASSES_MODULES):

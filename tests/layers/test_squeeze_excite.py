@@ -14,7 +14,7 @@ from torchvision.ops.misc import SqueezeExcitation
 
 import attnkernels
 from attnkernels.layers import SqueezeExcite
-from attnkernels.layers import squeeze_excite as layer_file
+from attnkernels.ops._op import FusedOp
 
 C, RD = 24, 6
 FUNCTIONS = {
