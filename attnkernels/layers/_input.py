@@ -46,10 +46,12 @@ def _check(name: str, x: Any, convolution: nn.Module | None, parts: int) -> None
         return
     _checks.tensor(name, "x", x)
     weight = getattr(convolution, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() not in _SHAPES:
+    if isinstance(weight, Tensor) and weight.dim() == 3:  # of a convolution over the channels, however many there are
+        _checks.feature_map(name, "x", x)
+    elif not isinstance(weight, Tensor) or weight.dim() not in _SHAPES:
         return  # no convolution any more
-    channels = parts * weight.shape[1] * getattr(convolution, "groups", 1)
-    if x.dim() != weight.dim() or x.shape[1] != channels:
+    elif x.dim() != weight.dim() or x.shape[1] != parts * weight.shape[1] * getattr(convolution, "groups", 1):
+        channels = parts * weight.shape[1] * getattr(convolution, "groups", 1)
         samples, *space = _SHAPES[weight.dim()]
         expected = ", ".join((samples, str(channels), *space))
         _checks.fail(name, "x", f"a tensor [{expected}]", f"{list(x.shape)}")

@@ -59,9 +59,14 @@ class EfficientChannelAttention(GatedLayer):
                 _checks.fail(_NAME, argument, "a number", _checks.shown(value), TypeError)
         if not gamma > 0:
             _checks.fail(_NAME, "gamma", "a number above 0", _checks.shown(gamma))
+        if not math.isfinite(beta):
+            _checks.fail(_NAME, "beta", "a finite number", _checks.shown(beta))
         if kernel_size is None:
-            taps = int(abs(math.log2(channels) + beta) / gamma)
-            kernel_size = max(3, taps if taps % 2 else taps + 1)
+            taps = abs(math.log2(channels) + beta) / gamma
+            if taps > MOST_TAPS:
+                expected = f"gamma and beta by which {channels} channels have a kernel size of at most {MOST_TAPS}"
+                _checks.fail(_NAME, "gamma, beta", expected, f"{gamma}, {beta}")
+            kernel_size = max(3, int(taps) if int(taps) % 2 else int(taps) + 1)
         kernel_size = _checks.integer(_NAME, "kernel_size", kernel_size, 1, MOST_TAPS)
         if kernel_size % 2 == 0:
             _checks.fail(_NAME, "kernel_size", "an odd number", str(kernel_size))
@@ -79,7 +84,7 @@ class EfficientChannelAttention(GatedLayer):
         return self._children_in_turn(x)
 
     def _first(self) -> tuple[nn.Module | None, int]:
-        return None, 1  # the convolution says nothing of x
+        return self.conv, 1
 
     def _children_in_turn(self, x: Tensor) -> Tensor:
         means = x.mean((2, 3))[:, None]

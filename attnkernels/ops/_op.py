@@ -219,7 +219,9 @@ class FusedOp(Op):
         )
         self._grads = tuple(self.backward.results.index(f"grad_{name}") for name in self.inputs)
         self._single = len(self.forward.results) == 1
-        self._function = _autograd_function(self)
+        _fused[self.name] = self
+        words = "".join(word.capitalize() for word in self.name.split("_"))
+        self._function = type(f"{words}Function", (FusedFunction,), {})
 
     def integers(self, options: Values) -> tuple[int, ...]:
         """The integers that stand for options in the schemas.
@@ -231,7 +233,7 @@ class FusedOp(Op):
 
     def run(self, backend: str, inputs: Values, options: Values) -> Tensor:
         if _grad_enabled() and needs_grad(*inputs):
-            return self._function.apply(backend, *distinct(*inputs), *options)
+            return self._function.apply(self.name, backend, *distinct(*inputs), *options)
         results = self.forward.on[backend](*inputs, *self._variants[options].integers)
         return results if self._single else results[0]
 
@@ -244,28 +246,34 @@ class FusedOp(Op):
         return reference_backward(lambda *tensors: self.formula(*tensors, *options), inputs, grad)
 
 
-def _autograd_function(op: FusedOp) -> type[torch.autograd.Function]:
-    """The autograd Function of an op, which saves what the backward operator takes."""
-    count, unsaved, order = len(op.inputs), op._unsaved, op._order
-    of_options: tuple[None, ...] = (None,) * len(op.options)
+_fused: dict[str, FusedOp] = {}  # by name: the compiler of PyTorch 2.10 cannot read an op from a closure
 
-    def forward(ctx: Any, backend: str, *values: Any) -> Tensor:
+
+class FusedFunction(torch.autograd.Function):
+    """The autograd Function of the ops, each by a subclass of its name; it saves what the backward operator takes."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, backend: str, *values: Any) -> Tensor:
+        op = _fused[name]
+        count, unsaved = len(op.inputs), op._unsaved
         inputs, variant = values[:count], op._variants[values[count:]]
         results = op.forward.on[backend](*inputs, *variant.integers)
         results = (results,) if op._single else results
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.variant = backend, variant
+        ctx.name, ctx.backend, ctx.variant = name, backend, variant
         if unsaved:
             ctx.unsaved = Unsaved(*[inputs[i] for i in unsaved])
         known = (*inputs, *results, None)
         ctx.save_for_backward(*[known[i] for i in variant.saved])
         return results[0]
 
+    @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, *(None,) * count, *of_options
-        variant, wanted = ctx.variant, ctx.needs_input_grad[1 : 1 + count]
-        through = variant.passed_through
+            return (None,) * len(ctx.needs_input_grad)
+        op, variant = _fused[ctx.name], ctx.variant
+        count, unsaved, through = len(op.inputs), op._unsaved, variant.passed_through
+        wanted = ctx.needs_input_grad[2 : 2 + count]
         if differentiates_formula(grad):
             known: list[Tensor | None] = [None] * (count + len(op.forward.results) + 1)
             for i, tensor in zip(variant.saved, ctx.saved_tensors, strict=True):
@@ -277,12 +285,9 @@ def _autograd_function(op: FusedOp) -> type[torch.autograd.Function]:
         elif needs := needs_bits(wanted) & ~through:
             others = ctx.unsaved.tensors if unsaved else ()
             given = (grad, *ctx.saved_tensors, *others, *variant.integers, needs)
-            results = op.backward.on[ctx.backend](*[given[i] for i in order])
+            results = op.backward.on[ctx.backend](*[given[i] for i in op._order])
             grads = [grad if through >> i & 1 else results[place] for i, place in enumerate(op._grads)]
         else:
             grads = [grad] * count
-        return None, *(g if want else None for g, want in zip(grads, wanted, strict=True)), *of_options
-
-    name = "".join(word.capitalize() for word in op.name.split("_"))
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(f"{name}Function", (torch.autograd.Function,), methods)
+        of_options = (None,) * len(op.options)
+        return None, None, *(g if want else None for g, want in zip(grads, wanted, strict=True)), *of_options

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _LONGEST_NAME = 60
 _NAMES_SHOWN = 8
-_BLOCKS = (
-    "A block is served together with the attention module in it: in inference on a CPU, the normalisation and the "
-    "activation before that module are computed in the same passes."
-)
+_BLOCKS = "A block is served together with the attention module in it: in the same passes it computes what its line below says."
 
 
 def summary(report: Report) -> str:

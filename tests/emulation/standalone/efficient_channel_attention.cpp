@@ -174,11 +174,13 @@ int main(int count, char** arguments) {
       {1, 7, 61, 3, false, true, true, false, 1},  // maps that begin alike, off the boundary
       {1, 70, 33, 9, true, true, true, true, 3},   // several tiles of channels, the last not full
       {2, 5, 1100, 3, false, true, true},          // pixels split among blocks
-      {2, 1, 8300, 1},                             // planes split among blocks
+      {1, 1, 8300, 1},                             // planes split among blocks
   };
   for (const Path& path : kPaths)
     for (const bool channels_last : {false, true})
       for (const Case& c : cases) {
+        // Blocks of more threads than ThreadSanitizer has: one for each tap, and for each few hundred pixels.
+        if (kWatchesOrder && (c.taps > 9 || (channels_last && c.pixels > 8000))) continue;
         check<float>(c, path, channels_last, DataType::kFloat, 2e-5, seed);
         if (!kWatchesOrder) {
           check<__nv_bfloat16>(c, path, channels_last, DataType::kBFloat16, 6e-3, seed);
@@ -200,7 +202,7 @@ int main(int count, char** arguments) {
         if (failures) return finish();
       }
   // What is split among blocks must be among the cases, in both directions.
-  const eca::Shape planes_split{{2, 1, 8300, false}, 1}, pixels_split{{2, 5, 1100, true}, 3};
+  const eca::Shape planes_split{{1, 1, 8300, false}, 1}, pixels_split{{2, 5, 1100, true}, 3};
   for (const eca::Shape& shape : {planes_split, pixels_split})
     for (const bool backward : {false, true}) {
       if (eca::choose(DataType::kFloat, shape, kPaths[1].limits, backward).sums.splits > 1) continue;

@@ -12,7 +12,7 @@ from torch import nn
 import attnkernels
 from attnkernels import reference
 
-from .table import Mistake, Subject, backends, no_names, no_tensors, shapes, unlike, wrong_dtypes
+from .table import Mistake, Subject, backends, no_flags, no_names, no_tensors, shapes, unlike, wrong_dtypes
 
 N, C, RD, H, W = 2, 8, 3, 5, 4
 X = torch.ones(N, C, H, W)
@@ -188,7 +188,39 @@ def _criss_cross() -> list[Subject]:
     ]  # fmt: skip
 
 
-FORMULAS = [_squeeze_excite(), *_selective_kernels(), *_criss_cross()]
+def _efficient_channel_attention() -> Subject:
+    weight = torch.ones(3)
+    rows = [*no_tensors("x", X), *wrong_dtypes("x", X), *shapes("x", "[N, C, H, W]", FEATURE_MAPS)]
+    rows += [*_tensor("weight", weight), *_tensor("residual", X, optional=True)]
+    rows += shapes(
+        "weight", "[k] or [1, 1, k]",
+        [("scalar", ()), ("matrix", (1, 3)), ("other axis", (3, 1, 1)), ("several outputs", (C, 1, 3)),
+         ("2d convolution", (1, 1, 3, 3))],
+    )  # fmt: skip
+    rows += shapes("residual", f"[{N}, {C}, {H}, {W}]", [("gate", (N, C, 1, 1)), ("without batch", (C, H, W))])
+    rows += [
+        Mistake("weight", f"of {k}", torch.ones(shape), ValueError, "an odd number of taps k, at most 255", str(k))
+        for k, shape in ((0, (0,)), (2, (2,)), (4, (1, 1, 4)), (257, (257,)))
+    ]
+    around = {"circular": True}
+    rows += [
+        Mistake("weight", "around", torch.ones(19), ValueError, "at most 17 taps around 8 channels", "19", around),
+        *no_flags("circular"), *no_names("gate", "'sigmoid'", ("tanh", "hardsigmoid", "Sigmoid")),
+        *no_names("output_activation", "'relu'", ("silu", "RELU", "")),
+        Mistake("gate", "class", nn.Hardsigmoid, TypeError, "'hard_sigmoid'", "class Hardsigmoid: pass 'hard_sigmoid'"),
+        Mistake("gate", "None", None, TypeError, "'sigmoid'", "None"),
+        Mistake("gate", "no result", lambda logits: logits.tolist(), TypeError, "returns a tensor", "list of 2"),
+        Mistake("gate", "mean", lambda logits: logits.mean(), ValueError, "[2, 8, 1, 1]", "[]"),
+        Mistake("output_activation", "module", nn.ReLU(), TypeError, "'relu'", "module ReLU: pass 'relu'"),
+        *backends(),
+    ]  # fmt: skip
+    return Subject(
+        "efficient_channel_attention", attnkernels.efficient_channel_attention,
+        lambda: {"x": X, "weight": weight, "residual": X}, rows,
+    )  # fmt: skip
+
+
+FORMULAS = [_squeeze_excite(), *_selective_kernels(), *_criss_cross(), _efficient_channel_attention()]
 # What a reference does not mind: a backend that is there, but not for these tensors.
 DEVICES = [
     Mistake("backend", f"{name} on cpu", name, ValueError, "one that can run here", repr(name))

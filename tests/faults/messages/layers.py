@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnkernels.layers import CrissCrossAttention, SelectiveKernel, SKConv, SqueezeExcite
+from attnkernels.layers import (
+    CrissCrossAttention,
+    EfficientChannelAttention,
+    SelectiveKernel,
+    SKConv,
+    SqueezeExcite,
+)
 
 from .table import (
     Mistake,
@@ -73,6 +79,21 @@ def _maps(rank: int) -> list[Mistake]:
     ]  # fmt: skip
 
 
+def _numbers(argument: str) -> list[Mistake]:
+    """What is given in the place of a number of any size."""
+    values: list[tuple[Any, str]] = [("2", "'2'"), (None, "None"), (True, "True"), ([2], "[2]"), (1j, "1j")]
+    return [Mistake(argument, got, value, TypeError, "a number", got) for value, got in values]
+
+
+def _maps_of_any_channels() -> list[Mistake]:
+    """Of the forward of a layer that takes any number of channels."""
+    x = torch.ones(2, C, 5, 4)
+    wrong = [("without batch", (C, 5, 4)), ("scalar", ()), ("more dimensions", (1, 2, C, 5, 4))]
+    return [
+        *no_tensors("x", x), *wrong_dtypes("x", x), *unlike("x", x), *shapes("x", "a tensor [N, C, H, W]", wrong),
+    ]  # fmt: skip
+
+
 CONSTRUCTORS = [
     Subject(
         "SqueezeExcite", SqueezeExcite, lambda: {"channels": C},
@@ -87,6 +108,17 @@ CONSTRUCTORS = [
         [
             *no_integers("channels"), *no_integers("reduction"), *no_integers("recurrence"),
             *no_integers("dim", least=2, most=3),
+        ],
+    ),
+    Subject(
+        "EfficientChannelAttention", EfficientChannelAttention, lambda: {"channels": C},
+        [
+            *no_integers("channels"), *no_integers("kernel_size", optional=True, most=255), *no_flags("circular"),
+            *_numbers("gamma"), *_numbers("beta"),
+            *(Mistake("kernel_size", str(k), k, ValueError, "an odd number", str(k)) for k in (2, 4, 254)),
+            *(Mistake("gamma", repr(v), v, ValueError, "a number above 0", repr(v)) for v in (0, -2.0, float("nan"))),
+            *(Mistake("beta", repr(v), v, ValueError, "a finite number", repr(v)) for v in (float("inf"), float("nan"))),
+            Mistake("kernel_size", "pair", (1, 3), TypeError, "an integer", "(1, 3)"),
         ],
     ),
     Subject(
@@ -130,6 +162,9 @@ FORWARDS = [
     _forward(SqueezeExcite(C, act=nn.GELU, bias=False), "SqueezeExcite(act=GELU).forward"),
     _hooked(),
     _forward(CrissCrossAttention(C, recurrence=2), "CrissCrossAttention.forward"),
+    replace(
+        _forward(EfficientChannelAttention(C), "EfficientChannelAttention.forward"), mistakes=_maps_of_any_channels()
+    ),
     _forward(CrissCrossAttention(C, dim=3), "CrissCrossAttention(dim=3).forward", rank=5),
     _forward(SelectiveKernel(C), "SelectiveKernel.forward"),
     _forward(SelectiveKernel(C, split_input=True), "SelectiveKernel(split_input).forward"),

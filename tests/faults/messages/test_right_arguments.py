@@ -10,7 +10,7 @@ from torch import nn
 
 import attnkernels
 from attnkernels import reference, testing
-from attnkernels.layers import CrissCrossAttention, SelectiveKernel, SKConv, SqueezeExcite
+from attnkernels.layers import CrissCrossAttention, EfficientChannelAttention, SelectiveKernel, SKConv, SqueezeExcite
 
 C = 16
 X = torch.randn(2, C, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -20,6 +20,8 @@ LAYERS = [
         ("SqueezeExcite", lambda: SqueezeExcite(C)),
         ("SqueezeExcite(act=GELU)", lambda: SqueezeExcite(C, act=nn.GELU)),
         ("CrissCrossAttention", lambda: CrissCrossAttention(C)),
+        ("EfficientChannelAttention", lambda: EfficientChannelAttention(C)),
+        ("EfficientChannelAttention(circular)", lambda: EfficientChannelAttention(C, circular=True)),
         ("SelectiveKernel", lambda: SelectiveKernel(C)),
         ("SelectiveKernel(split_input)", lambda: SelectiveKernel(C, split_input=True)),
         ("SKConv", lambda: SKConv(C, groups=2)),
