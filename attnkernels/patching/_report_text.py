@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _LONGEST_NAME = 60
 _NAMES_SHOWN = 8
-_BLOCKS = "A block is served together with the attention module in it: in the same passes it computes what its line below says."
+_BLOCKS = (
+    "A block is served together with the attention module in it: what its line names is computed in the same passes."
+)
 
 
 def summary(report: Report) -> str:
