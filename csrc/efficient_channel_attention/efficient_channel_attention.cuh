@@ -126,13 +126,11 @@ struct WeightGrad {
     const Shape& shape = a.shape;
     acc_t sum = 0;
     for (int64_t n = threadIdx.x / 32; n < shape.samples; n += kThreads / 32) {  // a warp takes a sample
-      strided<2>(
-          int64_t(threadIdx.x % 32), shape.channels, int64_t(32),
-          [&](int64_t channel) {
-            const int64_t other = shape.channel_at(channel + tap - shape.taps / 2);
-            return other < 0 ? acc_t(0) : a.grad_logit(n, channel) * a.saved[n * shape.saved_columns() + other];
-          },
-          [&](int64_t, acc_t product) { sum += product; });
+#pragma unroll 1
+      for (int64_t channel = threadIdx.x % 32; channel < shape.channels; channel += 32) {
+        const int64_t other = shape.channel_at(channel + tap - shape.taps / 2);
+        if (other >= 0) sum += a.grad_logit(n, channel) * a.saved[n * shape.saved_columns() + other];
+      }
     }
     sum = sum_lanes(sum, 32);
     if (threadIdx.x % 32 == 0) cells[threadIdx.x / 32] = sum;
