@@ -23,7 +23,6 @@ from torch.overrides import has_torch_function
 
 from . import _forced, _load
 from ._context import FUNCTION, PLAIN, TENSORS, beyond_reverse_mode, is_ordinary
-from ._context import transforms_active as transforms_active
 from ._messages import not_among
 
 if TYPE_CHECKING:

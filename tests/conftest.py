@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnkernels.ops._op import FusedOp
 from tools import emulation
 
 if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
@@ -18,3 +19,18 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """The name and, besides the weights, the arguments of each call of an op by name, as functions and modules make."""
+    made = []
+    call = FusedOp.__call__
+
+    def recorded(op, backend, inputs, options=()):
+        arguments = dict(zip(op.options, options, strict=True))
+        made.append({"op": op.name, "backend": backend, "residual": inputs[-1], **arguments})
+        return call(op, backend, inputs, options)
+
+    monkeypatch.setattr(FusedOp, "__call__", recorded)
+    return made

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from ..backends import PLAIN, transforms_active
+from .._context import PLAIN, transforms_active
 from ._autocast import without_autocast
 
 # Names of this module: each call of a function looks them up.

@@ -1,4 +1,5 @@
-"""Which layout a feature map has: the one place that says it in Python. csrc/common/binding.h has the same rules.
+"""Which layout a feature map has: the one place that says it in Python. The C++
+bindings have the same rules: csrc/common/binding.h, csrc/selective_kernel/selective_kernel_binding.h.
 
 Kernels read maps of two layouts, [N, C, H, W] and channels_last, and write results in that of the tensor that leads the
 call. Where a map is dense in both orders (one channel, one pixel) it counts as contiguous.
@@ -47,6 +48,11 @@ def rows_are_pixels(x: Tensor) -> bool:
     channels of a channels_last tensor is walked as the whole would be.
     """
     return not x.is_contiguous() and not has_dense_rows(x, False) and has_dense_rows(x, True)
+
+
+def walk_format(channels_last: bool) -> torch.memory_format:
+    """The memory format of a dense map [N, C, H, W] that is walked so."""
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def has_dense_rows(x: Tensor, channels_last: bool) -> bool:

@@ -219,7 +219,6 @@ class FusedOp(Op):
         )
         self._grads = tuple(self.backward.results.index(f"grad_{name}") for name in self.inputs)
         self._single = len(self.forward.results) == 1
-        _fused[self.name] = self
         words = "".join(word.capitalize() for word in self.name.split("_"))
         self._function = type(f"{words}Function", (FusedFunction,), {})
 
@@ -246,15 +245,15 @@ class FusedOp(Op):
         return reference_backward(lambda *tensors: self.formula(*tensors, *options), inputs, grad)
 
 
-_fused: dict[str, FusedOp] = {}  # by name: the compiler of PyTorch 2.10 cannot read an op from a closure
-
-
 class FusedFunction(torch.autograd.Function):
-    """The autograd Function of the ops, each by a subclass of its name; it saves what the backward operator takes."""
+    """The autograd Function of the ops, each by a subclass of its name; it saves what the backward operator takes.
+
+    It is given the op by name: the compiler of PyTorch 2.10 cannot read one from a closure.
+    """
 
     @staticmethod
     def forward(ctx: Any, name: str, backend: str, *values: Any) -> Tensor:
-        op = _fused[name]
+        op = backends.OPS[name]
         count, unsaved = len(op.inputs), op._unsaved
         inputs, variant = values[:count], op._variants[values[count:]]
         results = op.forward.on[backend](*inputs, *variant.integers)
@@ -271,7 +270,7 @@ class FusedFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        op, variant = _fused[ctx.name], ctx.variant
+        op, variant = backends.OPS[ctx.name], ctx.variant
         count, unsaved, through = len(op.inputs), op._unsaved, variant.passed_through
         wanted = ctx.needs_input_grad[2 : 2 + count]
         if differentiates_formula(grad):

@@ -108,8 +108,3 @@ def _imported_at_first_call(module: str, function: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)(*args)
 
     return launcher
-
-
-def overload(backend: str, name: str) -> Any:
-    """The operator `name` of a backend, callable."""
-    return OPERATORS[name].on[backend]

@@ -20,7 +20,7 @@ inline bool has_dense_pixels(const Tensor& x) {
          (x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3));
 }
 
-// attnkernels/ops/selective_kernel/schema.py has the same rule.
+// attnkernels/ops/_layout.py has the same rule.
 inline bool walks_pixels(const Tensor& x) { return !has_dense_planes(x) && has_dense_pixels(x); }
 
 inline bool has_rows(const Tensor& x, bool channels_last) {

@@ -1,10 +1,10 @@
-"""Small modules in float32, and those fixtures of tests/patching that count calls and give classes back."""
+"""Small modules in float32, and the fixture of tests/patching that gives classes back."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from patching.conftest import calls, own_forwards, tiny_seresnet  # noqa: F401
+from patching.conftest import own_forwards, tiny_seresnet  # noqa: F401
 from timm.layers.squeeze_excite import SEModule
 from torch import nn
 

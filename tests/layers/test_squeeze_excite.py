@@ -14,7 +14,6 @@ from torchvision.ops.misc import SqueezeExcitation
 
 import attnkernels
 from attnkernels.layers import SqueezeExcite
-from attnkernels.ops._op import FusedOp
 
 C, RD = 24, 6
 FUNCTIONS = {
@@ -34,19 +33,6 @@ FUNCTIONS = {
 @pytest.fixture
 def x():
     return torch.randn(3, C, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    made = []
-    call = FusedOp.__call__
-
-    def recorded(op, backend, inputs, options=()):
-        made.append({"backend": backend, "residual": inputs[-1], **dict(zip(op.options, options, strict=True))})
-        return call(op, backend, inputs, options)
-
-    monkeypatch.setattr(FusedOp, "__call__", recorded)
-    return made
 
 
 @pytest.mark.parametrize("bias", [True, False])

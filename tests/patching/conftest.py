@@ -14,7 +14,6 @@ from torch import nn
 
 import attnkernels
 from attnkernels import _load, backends
-from attnkernels.ops._op import FusedOp
 from attnkernels.patching._dispatch import release
 
 MISSING = "_C_cpu.so was not built (no compiler)"
@@ -95,20 +94,6 @@ def model() -> nn.Module:
 @pytest.fixture
 def x() -> torch.Tensor:
     return torch.randn(2, 3, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[dict]:
-    """The arguments besides the weights of each call of squeeze_excite that a patched module makes by name."""
-    made = []
-    call = FusedOp.__call__
-
-    def recorded(op, backend, inputs, options=()):
-        made.append({"backend": backend, "residual": inputs[-1], **dict(zip(op.options, options, strict=True))})
-        return call(op, backend, inputs, options)
-
-    monkeypatch.setattr(FusedOp, "__call__", recorded)
-    return made
 
 
 @pytest.fixture

@@ -15,15 +15,11 @@ from torch import Tensor
 
 from .._autocast import autocasts
 from .._autograd import Unsaved, differentiates_formula, distinct, needs_bits, needs_grad, reference_backward
-from .._layout import rows_are_pixels
+from .._layout import rows_are_pixels, walk_format
 from .._op import Op
 from .._registry import Operator, accumulation_dtype
 from . import reference
 from .checks import check_branches, check_logits, check_select
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _pooled_sum_fake(branches):
@@ -32,7 +28,7 @@ def _pooled_sum_fake(branches):
 
 def _select_branches_fake(branches, logits):
     x = branches[0]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_format(rows_are_pixels(x)))
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=walk_format(rows_are_pixels(x)))
     return y, logits.new_empty(logits.shape, dtype=accumulation_dtype(x.dtype))
 
 
@@ -50,7 +46,7 @@ def _grad_branches_fake(grad_y, weights, grad_pooled, stacked, channels_last, ne
         else:
             grad = grad_y.new_empty((samples, count, *rest))
         return [grad]
-    layout = {"dtype": grad_y.dtype, "device": grad_y.device, "memory_format": _format(channels_last)}
+    layout = {"dtype": grad_y.dtype, "device": grad_y.device, "memory_format": walk_format(channels_last)}
     return [torch.empty(grad_y.shape, **layout) if needs >> m & 1 else grad_y.new_empty(0) for m in range(count)]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._layout import has_dense_rows, row_stride, rows_are_pixels
+from .._layout import has_dense_rows, row_stride, rows_are_pixels, walk_format
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile
 from . import triton_kernels as kernels
@@ -71,16 +71,12 @@ def _finish_grad_logits(call: Call) -> Launch:
     return Launch(kernels.selective_kernel_grad_logits_finish, grid, keep=call.aligned, M=call.branches, BLOCK=block)
 
 
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 def _same_strides(branches: Sequence[Tensor], channels_last: bool) -> list[Tensor]:
     """The branches themselves where their rows are dense and equally strided, copies otherwise."""
     first = branches[0]
     if all(has_dense_rows(x, channels_last) and x.stride() == first.stride() for x in branches):
         return list(branches)
-    return [x.contiguous(memory_format=_format(channels_last)) for x in branches]
+    return [x.contiguous(memory_format=walk_format(channels_last)) for x in branches]
 
 
 def _call(like: Tensor, branches: Sequence[Tensor], channels_last: bool, given: tuple, *others: Tensor | None) -> Call:
@@ -123,7 +119,7 @@ def select_branches(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor,
     x, logits = branches[0], logits.contiguous()
     call = _call(x, branches, channels_last, (), logits)
     plan = _stream(kernels.selective_kernel_select, call)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_format(channels_last))
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=walk_format(channels_last))
     weights = torch.empty_like(logits, dtype=accumulation_dtype(x.dtype))
     with on_device_of(x):
         plan.launch(
@@ -138,7 +134,7 @@ def select_branches_grad_logits(grad_y: Tensor, branches: Sequence[Tensor], weig
     channels_last = rows_are_pixels(branches[0])
     branches = _same_strides(branches, channels_last)
     x, weights = branches[0], weights.contiguous()
-    grad_y = grad_y.contiguous(memory_format=_format(channels_last))
+    grad_y = grad_y.contiguous(memory_format=walk_format(channels_last))
     call = _call(x, branches, channels_last, (), grad_y, weights)
     plan = _stream(kernels.selective_kernel_grad_logits, call)
     grad_logits = torch.empty_like(weights, dtype=x.dtype)
@@ -157,7 +153,7 @@ def select_branches_grad_branches(
     grad_y: Tensor, weights: Tensor, grad_pooled: Tensor | None, stacked: bool, channels_last: bool, needs: int
 ) -> list[Tensor]:
     """The operator `select_branches_grad_branches`: one stacked tensor, or M, [0] where bit m of `needs` is 0."""
-    grad_y = grad_y.contiguous(memory_format=_format(channels_last))
+    grad_y = grad_y.contiguous(memory_format=walk_format(channels_last))
     weights = weights.contiguous()
     grad_pooled = None if grad_pooled is None else grad_pooled.contiguous()
     count = weights.shape[1]
