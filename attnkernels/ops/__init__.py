@@ -1,6 +1,8 @@
 """The functions, one package per op; re-exported at the top level."""
 
 from ..backends import OPS
+from .channel_spatial import cbam as cbam
+from .channel_spatial import scse as scse
 from .criss_cross import criss_cross_affinity as criss_cross_affinity
 from .criss_cross import criss_cross_aggregate as criss_cross_aggregate
 from .criss_cross import criss_cross_attention as criss_cross_attention

@@ -103,11 +103,12 @@ class Op:
         self.check(*inputs, *options)
         chosen = backends.choose(
             self.name, tensors[self.leader], backend, tensors,
-            only_formula=self._only_formula(options), when_compiled=self.when_compiled, on_gpu=self.on_gpu,
+            only_formula=self.only_formula(inputs, options), when_compiled=self.when_compiled, on_gpu=self.on_gpu,
         )  # fmt: skip
         return self.formula(*inputs, *options) if chosen == "reference" else self.run(chosen, inputs, options)
 
-    def _only_formula(self, options: Values) -> str:
+    def only_formula(self, inputs: Values, options: Values) -> str:
+        """Under which condition, met by this call, nothing but the formula computes it; empty where kernels can."""
         for name, value in zip(self.options, options, strict=True):
             if name in self.callables and callable(value):
                 return f"where {' or '.join(self.callables)} is a callable"

@@ -11,6 +11,8 @@ from torch import Tensor
 from attnkernels.ops.channel_spatial import reference
 from attnkernels.ops.channel_spatial.operators import MERGES, TIES
 
+POOLS = ("avg", "max")
+
 
 def gradients(output: Tensor, inputs: list[Tensor | None], grad: Tensor | None) -> list[Tensor | None]:
     wanted = [x for x in inputs if x is not None]
@@ -33,7 +35,7 @@ def marks(z: Tensor, dim: int, share: int) -> Tensor:
 def pool(x, spatial_weight, spatial_bias, pools):
     x = x.double()
     empty = x.new_empty(0)
-    pooled = reference.pooled(x, pools >= 2, TIES[pools == 3])[:, : min(pools, 2)]
+    pooled = reference.pooled(x, POOLS, TIES[pools == 3])[:, : min(pools, 2)]
     logits = empty if spatial_weight is None else reference.projected(x, spatial_weight.double(), _double(spatial_bias))
     return pooled, marks(x.flatten(2), 2, pools == 3) if pools >= 2 else empty, logits
 
@@ -76,7 +78,7 @@ def grad_x(
         found = reference.statistics(x, channel_gate, TIES[share])
         grad = grad + gradients(found, [x], grad_statistics.double())[0]
     if grad_pooled is not None:
-        found = reference.pooled(x, grad_pooled.shape[1] == 2, TIES[share])
+        found = reference.pooled(x, POOLS[: grad_pooled.shape[1]], TIES[share])
         grad = grad + gradients(found, [x], grad_pooled.double())[0]
     return grad
 
@@ -86,7 +88,7 @@ def grad_concurrent(grad_y, x, channel_gate, spatial_gate, grad_means, grad_logi
     y = reference.scaled(x, _double(channel_gate), spatial_gate.double(), MERGES[merge], False)
     grads = gradients(y, [x], grad_y.double())
     if grad_means is not None:
-        grads[0] = grads[0] + gradients(reference.pooled(x, False, "first")[:, 0], [x], grad_means.double())[0]
+        grads[0] = grads[0] + gradients(reference.pooled(x, POOLS[:1], "first")[:, 0], [x], grad_means.double())[0]
     through = gradients(reference.projected(x, weight, None), [x, weight], grad_logits.double())
     both = grads[0] + through[0], through[1]
     return tuple(grad if needs >> i & 1 else weight.new_empty(0) for i, grad in enumerate(both))

@@ -5,11 +5,13 @@ the accumulation dtype: gates and what belongs to them are channel_... [N, C] an
 `spatial_weight` [C] and `spatial_bias` [1], and the weight's gradient, are in x's dtype. N may be 0, C, H and W not.
 
 The symbols are those of reference.py. A maximum's gradient goes to the first of equal elements or, with `share`, to all
-of them in equal parts; `marks` say which: the place of the first, in order of pixels or channels, or how many there are.
-An element is one of those if it is equal to the maximum, in the accumulation dtype.
+of them in equal parts; `marks` say which: the place of the first, in order of pixels or channels, or how many there
+are. An element is one of those if it is equal to the maximum, in the accumulation dtype.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 from .._layout import empty
 from .._registry import Operator, Shape, accumulation_dtype
@@ -109,9 +111,9 @@ GRAD_CHANNEL_GATE = Operator(
     _grad_channel_gate_fake,
 )
 
-# dx = (dy gs + dm / C + dM [c in M]) gc + da / P + dA [p in A], and + dy with `skip`. A gate that is not there is 1; what
-# belongs to the statistics, or to the pools, is there together or not at all; grad_pooled and pooled [N, K, C] as of
-# POOL, with pool_marks where K = 2.
+# dx = (dy gs + dm / C + dM [c in M]) gc + da / P + dA [p in A], and + dy with `skip`. A gate that is not there is 1;
+# what belongs to the statistics, or to the pools, is there together or not at all; grad_pooled and pooled [N, K, C] as
+# of POOL, with pool_marks where K = 2.
 GRAD_X = Operator(
     "channel_spatial_grad_x(Tensor grad_y, Tensor x, Tensor? channel_gate, Tensor? spatial_gate,"
     " Tensor? grad_statistics, Tensor? statistics, Tensor? marks,"
@@ -127,4 +129,40 @@ GRAD_CONCURRENT = Operator(
     " -> (Tensor grad_x, Tensor grad_spatial_weight)",
     _grad_concurrent_fake,
     _grad_concurrent_flops,
+)
+
+
+def _convolution_fake(statistics, weight, bias):
+    samples, _, height, width = statistics.shape
+    return statistics.new_empty((samples, height, width))
+
+
+def _convolution_backward_fake(grad, statistics, weight, needs):
+    return (
+        statistics.new_empty(statistics.shape if needs & NEEDS_X else 0),
+        statistics.new_empty(weight.shape if needs & NEEDS_WEIGHT else 0),
+    )
+
+
+def _convolution_flops(statistics: Shape, weight: Shape, *rest, **out) -> int:
+    samples, _, height, width = statistics
+    return 2 * samples * height * width * prod(weight)
+
+
+def _convolution_backward_flops(grad: Shape, statistics: Shape, weight: Shape, needs: int, **out) -> int:
+    return needs.bit_count() * _convolution_flops(statistics, weight)
+
+
+# The convolution of the statistics [N, 2, H, W], with zeros around them, by weight [2, k, k], k odd: [N, H, W]. All, the
+# bias [1] too, is in the accumulation dtype.
+CONVOLUTION = Operator(
+    "channel_spatial_convolution(Tensor statistics, Tensor weight, Tensor? bias) -> Tensor logits",
+    _convolution_fake,
+    _convolution_flops,
+)
+CONVOLUTION_BACKWARD = Operator(
+    "channel_spatial_convolution_backward(Tensor grad_logits, Tensor statistics, Tensor weight, int needs)"
+    " -> (Tensor grad_statistics, Tensor grad_weight)",
+    _convolution_backward_fake,
+    _convolution_backward_flops,
 )

@@ -27,21 +27,28 @@ and 1/2 to each of equal ones, of which a map after a ReLU is full:
     dx = dy (gc u + gs v) + da / P + dt w                            dw[c] = sum_n,p dt x
 
 In reads and writes of the map: cbam 4 forward, 6 backward; scse 3 and 5. Numbers per channel and per pixel are held in
-the accumulation dtype.
+the accumulation dtype, and so are the layers and the convolution on them: in the 16-bit formats only y is rounded, and
+what a normalisation takes and gives.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _checks
 from .._registry import accumulation_dtype
 
 
 def wide(x: Tensor) -> Tensor:
     """x in the dtype in which sums are held."""
     return x.to(accumulation_dtype(x.dtype))
+
+
+# ---- the passes over the map
 
 
 def _maximum(x: Tensor, dims: tuple[int, ...], ties: str) -> Tensor:
@@ -51,17 +58,25 @@ def _maximum(x: Tensor, dims: tuple[int, ...], ties: str) -> Tensor:
     return x.flatten(dims[0], dims[-1]).max(dims[0]).values
 
 
-def pooled(x: Tensor, maximum: bool, ties: str) -> Tensor:
-    """[N, 1, C], the means over the pixels; with `maximum` [N, 2, C], the maxima after them."""
+# The means and the maxima are the kernels'; the others, which nobody has been seen to use, are torch's everywhere.
+_POOLS: dict[str, Callable[[Tensor, str], Tensor]] = {
+    "avg": lambda x, ties: x.mean((2, 3)),
+    "max": lambda x, ties: _maximum(x, (2, 3), ties),
+    "lp": lambda x, ties: F.lp_pool2d(x, 2.0, x.shape[2:]).flatten(1),
+    "lse": lambda x, ties: x.logsumexp((2, 3)),
+}
+
+
+def pooled(x: Tensor, pool_types: Sequence[str], ties: str) -> Tensor:
+    """[N, K, C]: each channel over its pixels, by K pools."""
     x = wide(x)
-    means = x.mean((2, 3))
-    return torch.stack([means, _maximum(x, (2, 3), ties)], 1) if maximum else means[:, None]
+    return torch.stack([_POOLS[name](x, ties) for name in pool_types], 1)
 
 
 def projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """t [N, H, W]"""
-    weight, bias = wide(weight).view(1, -1, 1, 1), None if bias is None else wide(bias)
-    return F.conv2d(wide(x), weight, bias)[:, 0]
+    t = (wide(x) * wide(weight).view(-1, 1, 1)).sum(1)
+    return t if bias is None else t + wide(bias)
 
 
 def _broadcast(gate: Tensor) -> Tensor:
@@ -89,3 +104,97 @@ def scaled(x: Tensor, channel_gate: Tensor | None, spatial_gate: Tensor | None, 
     else:
         y = torch.maximum(wide_x * gates[0], wide_x * gates[1])
     return (y + wide_x if skip else y).to(x.dtype)
+
+
+# ---- what lies between them
+
+
+def channel_gate(
+    pooled: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+) -> Tensor:
+    """gc [N, C] from [N, K, C]: the layers, the same for each pool, and the sigmoid of the sum of their results."""
+    hidden = pooled
+    if reduce_weight is not None:
+        hidden = F.relu(_layer(hidden, reduce_weight, reduce_bias))
+    return _layer(hidden, expand_weight, expand_bias).sum(1).sigmoid()
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, wide(weight.flatten(1)), None if bias is None else wide(bias))
+
+
+def convolved(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[N, H, W] from [N, 2, H, W]; weight [2, k, k]"""
+    return F.conv2d(statistics, weight[None], bias, padding=weight.shape[-1] // 2)[:, 0]
+
+
+def spatial_gate(
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spatial_order: Sequence[str],
+    spatial_norm: Callable[[Tensor], Tensor] | None,
+    dtype: torch.dtype,
+    convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = convolved,
+) -> Tensor:
+    """gs [N, H, W] from [N, 2, H, W]: the convolution, the normalisation in the map's dtype, the sigmoid."""
+    weight = wide(weight)[0]
+    if spatial_order[0] == "mean":
+        weight = weight.flip(0)
+    logits = convolve(statistics, weight, None if bias is None else wide(bias))
+    if spatial_norm is not None:
+        given = logits[:, None].to(dtype)
+        normed = spatial_norm(given)
+        if isinstance(given, Tensor):  # and no tracer's proxy of one
+            _checks.same_shape("cbam", "spatial_norm", normed, given)
+        logits = normed[:, 0].to(logits.dtype)
+    return logits.sigmoid()
+
+
+# ---- the ops, of arguments that have been checked
+
+
+def attended(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    spatial_weight: Tensor | None,
+    spatial_bias: Tensor | None,
+    pool_types: Sequence[str],
+    spatial_order: Sequence[str],
+    spatial_norm: Callable[[Tensor], Tensor] | None,
+    ties: str,
+    skip: bool,
+) -> Tensor:
+    """cbam"""
+    by_channel = by_pixel = None
+    if expand_weight is not None:
+        layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+        by_channel = channel_gate(pooled(x, pool_types, ties), *layers)
+    if spatial_weight is not None:
+        found = statistics(x, by_channel, ties)
+        by_pixel = spatial_gate(found, spatial_weight, spatial_bias, spatial_order, spatial_norm, x.dtype)
+    return scaled(x, by_channel, by_pixel, "product", skip)
+
+
+def excited(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor | None,
+    merge: str,
+) -> Tensor:
+    """scse"""
+    by_channel = None
+    if expand_weight is not None:
+        by_channel = channel_gate(pooled(x, ("avg",), "first"), reduce_weight, reduce_bias, expand_weight, expand_bias)
+    return scaled(x, by_channel, projected(x, spatial_weight, spatial_bias).sigmoid(), merge, False)

@@ -1,0 +1,248 @@
+"""The autograd Functions of cbam and scse: one for each pass over the map, and one for the convolution.
+
+The gradient of the map has a term from each pass over it, and each term but one is known only when layers between the
+passes have run backward. Left to autograd, each would be written, read again and added. Here each pass sends what its
+term takes to the one before it, as the "gradients" of slots: results of that pass which are never read and exist for
+their gradients. The first pass, whose node runs last, writes the whole gradient once. The slots of a pass must reach
+exactly one next pass over the same map; `schema.py` sees to that.
+
+Derivatives of derivatives need none of this: each node differentiates its own formula, and the slots stay empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._autograd import differentiates_formula, needs_bits, reference_backward
+from .._registry import accumulation_dtype
+from . import operators, reference
+from .operators import MERGES, TIES
+
+Tensors = tuple[Tensor | None, ...]
+
+
+def _slot(x: Tensor, *shape: int) -> Tensor:
+    """A slot for numbers in the accumulation dtype, of the right shape at the least cost."""
+    return x.new_zeros((), dtype=accumulation_dtype(x.dtype)).expand(shape)
+
+
+def _map_slot(x: Tensor) -> Tensor:
+    return x.detach()
+
+
+class PoolFunction(torch.autograd.Function):
+    """cbam's first pass, from x to [N, K, C], and its slots: those of grad_y, of both gates, and of the statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, x: Tensor, pools: int, ties: str, skip: bool) -> Tensors:
+        pooled, marks, _ = operators.POOL.on[backend](x, None, None, pools)
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.pools, ctx.ties, ctx.skip = backend, pools, ties, skip
+        ctx.save_for_backward(x, *((pooled, marks) if pools >= operators.MEANS_AND_MAXIMA else ()))
+        samples, channels, height, width = x.shape
+        return (
+            pooled,
+            _map_slot(x),
+            _slot(x, samples, channels),
+            _slot(x, samples, height, width),
+            _slot(x, samples, 2, height, width),
+            _slot(x, samples, 2, height, width),
+            _slot(x, samples, height, width),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_pooled: Tensor | None, grad_y: Tensor | None, *others: Tensor | None) -> Tensors:
+        x, *kept = ctx.saved_tensors
+        if grad_y is None:
+            names = ("avg", "max")[: min(ctx.pools, 2)]
+            grad = None
+            if grad_pooled is not None:
+                (grad,) = reference_backward(lambda x: reference.pooled(x, names, ctx.ties), [x], grad_pooled)
+            return None, grad, None, None, None
+        pooled, marks = kept or (None, None)
+        if grad_pooled is not None and pooled is None:
+            pooled = grad_pooled  # which only says how many pools there are
+        of_pools = (None, None, None) if grad_pooled is None else (grad_pooled, pooled, marks)
+        grad = operators.GRAD_X.on[ctx.backend](
+            grad_y, x, *others, *of_pools, int(ctx.skip), TIES.index(ctx.ties)
+        )  # fmt: skip
+        return None, grad, None, None, None
+
+
+class StatisticsFunction(torch.autograd.Function):
+    """cbam's second pass, from x and its channel gate to [N, 2, H, W], and its slots: of grad_y and the spatial gate.
+
+    It takes the slots of the first pass, or none where there is no channel gate; then it writes the gradient of x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, x: Tensor, channel_gate: Tensor | None, ties: str, skip: bool, *slots: Tensor
+    ) -> Tensors:
+        share = TIES.index(ties)
+        statistics, marks = operators.STATISTICS.on[backend](x, channel_gate, share)
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.ties, ctx.skip, ctx.slots = backend, ties, skip, len(slots)
+        ctx.save_for_backward(x, channel_gate, statistics, marks)
+        samples, _, height, width = x.shape
+        return statistics, _map_slot(x), _slot(x, samples, height, width)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_statistics: Tensor | None, grad_y: Tensor | None, spatial_gate: Tensor | None
+    ) -> Tensors:
+        x, channel_gate, statistics, marks = ctx.saved_tensors
+        no_slots = (None,) * ctx.slots
+        if grad_y is None:
+            grads: list[Tensor | None] = [None, None]
+            if grad_statistics is not None:
+                grads = reference_backward(
+                    lambda x, gate: reference.statistics(x, gate, ctx.ties), [x, channel_gate], grad_statistics
+                )
+            return None, *grads, None, None, *no_slots
+        if grad_statistics is None:
+            grad_statistics = torch.zeros_like(statistics)
+        share = TIES.index(ctx.ties)
+        found = (grad_statistics, statistics, marks)
+        if not ctx.slots:
+            grad_x = None
+            if ctx.needs_input_grad[1]:
+                grad_x = operators.GRAD_X.on[ctx.backend](
+                    grad_y, x, None, spatial_gate, *found, None, None, None, int(ctx.skip), share
+                )
+            return None, grad_x, None, None, None
+        grad_gate = None
+        if ctx.needs_input_grad[2]:
+            grad_gate = operators.GRAD_CHANNEL_GATE.on[ctx.backend](
+                grad_y, x, channel_gate, spatial_gate, *found, share
+            )
+        return None, None, grad_gate, None, None, grad_y, channel_gate, spatial_gate, *found
+
+
+class ScaleFunction(torch.autograd.Function):
+    """The last pass, from x and its gates to y.
+
+    It takes three slots of the pass before it: of grad_y, and of the gates where that pass does not have them itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        x: Tensor,
+        channel_gate: Tensor | None,
+        spatial_gate: Tensor | None,
+        merge: str,
+        skip: bool,
+        *slots: Tensor | None,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.merge, ctx.skip = backend, merge, skip
+        ctx.has_slots = [slot is not None for slot in slots]
+        ctx.save_for_backward(x, channel_gate, spatial_gate)
+        return operators.SCALE.on[backend](x, channel_gate, spatial_gate, MERGES.index(merge), int(skip))
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None) -> Tensors:
+        if grad_y is None:
+            return (None,) * len(ctx.needs_input_grad)
+        x, *gates = ctx.saved_tensors
+        if differentiates_formula(grad_y):
+            grads = reference_backward(
+                lambda *tensors: reference.scaled(*tensors, ctx.merge, ctx.skip), [x, *gates], grad_y
+            )
+            return None, *grads, None, None, None, None, None
+        # The pass that has a gate itself gives the gate's whole gradient.
+        _, has_channel, has_spatial = ctx.has_slots
+        wanted = ctx.needs_input_grad[2] and has_channel, ctx.needs_input_grad[3] and has_spatial
+        grads = [None, None]
+        if needs := needs_bits(wanted):
+            found = operators.GRAD_GATES.on[ctx.backend](grad_y, x, *gates, MERGES.index(ctx.merge), needs)
+            grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
+        sent = (grad_y, *gates)
+        return None, None, *grads, None, None, *(s if has else None for s, has in zip(sent, ctx.has_slots, strict=True))
+
+
+class ProjectFunction(torch.autograd.Function):
+    """scse's first pass, from x to [N, K, C] and t [N, H, W], and its slots: those of grad_y and of both gates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, pools: int, merge: str
+    ) -> Tensors:
+        pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
+        ctx.set_materialize_grads(False)
+        ctx.backend, ctx.merge, ctx.bias = backend, merge, bias
+        ctx.save_for_backward(x, weight)
+        samples, channels, height, width = x.shape
+        return pooled, logits, _map_slot(x), _slot(x, samples, channels), _slot(x, samples, height, width)
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_pooled: Tensor | None,
+        grad_logits: Tensor | None,
+        grad_y: Tensor | None,
+        channel_gate: Tensor | None,
+        spatial_gate: Tensor | None,
+    ) -> Tensors:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[1:4]
+        grad_bias = None
+        if wants_bias and grad_logits is not None:
+            grad_bias = grad_logits.sum().to(ctx.bias.dtype).view(1)
+        if grad_y is None:
+            return None, *_projection_by_formula(x, weight, grad_pooled, grad_logits), grad_bias, None, None
+        if grad_logits is None:
+            grad_logits = torch.zeros_like(spatial_gate)
+        grads = [None, None]
+        if needs := needs_bits((wants_x, wants_weight)):
+            grads = operators.GRAD_CONCURRENT.on[ctx.backend](
+                grad_y, x, channel_gate, spatial_gate, None if grad_pooled is None else grad_pooled[:, 0],
+                grad_logits, weight.flatten(), MERGES.index(ctx.merge), needs,
+            )  # fmt: skip
+        grad_x = grads[0] if wants_x else None
+        grad_weight = grads[1].view(weight.shape) if wants_weight else None
+        return None, grad_x, grad_weight, grad_bias, None, None
+
+
+def _projection_by_formula(
+    x: Tensor, weight: Tensor, grad_pooled: Tensor | None, grad_logits: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    grad_x = grad_weight = None
+    if grad_logits is not None:
+        grad_x, grad_weight = reference_backward(
+            lambda x, weight: reference.projected(x, weight, None), [x, weight], grad_logits
+        )
+    if grad_pooled is not None:
+        (grad,) = reference_backward(lambda x: reference.pooled(x, ("avg",), "first"), [x], grad_pooled)
+        grad_x = grad if grad_x is None else grad_x if grad is None else grad_x + grad
+    return grad_x, grad_weight
+
+
+class ConvolutionFunction(torch.autograd.Function):
+    """The convolution of the statistics, `reference.convolved`."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.backend = backend
+        ctx.save_for_backward(statistics, weight)
+        return operators.CONVOLUTION.on[backend](statistics, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensors:
+        statistics, weight = ctx.saved_tensors
+        wants_statistics, wants_weight, wants_bias = ctx.needs_input_grad[1:]
+        grad_bias = grad.sum().view(1) if wants_bias else None
+        if differentiates_formula(grad):
+            grads = reference_backward(
+                lambda statistics, weight: reference.convolved(statistics, weight, None), [statistics, weight], grad
+            )
+            return None, *grads, grad_bias
+        grads = [None, None]
+        if needs := needs_bits((wants_statistics, wants_weight)):
+            grads = operators.CONVOLUTION_BACKWARD.on[ctx.backend](grad, statistics, weight, needs)
+        return None, grads[0] if wants_statistics else None, grads[1] if wants_weight else None, grad_bias

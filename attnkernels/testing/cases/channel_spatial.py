@@ -1,0 +1,137 @@
+"""Cases of cbam and scse: the forms that people run, ties, and every option."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._budgeted import FORMATS, BudgetedCall, TrafficCall
+from .._cases import DTYPES, Maker, OpCase, RandomCases
+
+
+def _halved(logits: Tensor) -> Tensor:
+    """A normalisation whose result is small, so that its rounding to the map's dtype does not show beside y's own."""
+    return logits / 64
+
+
+def _layers(make: Maker, c: int, hidden: int | None, bias: bool) -> tuple[Tensor | None, ...]:
+    """The weights of the channel gate's layers; a single one where hidden is 0, none where it is None."""
+    if hidden is None:
+        return (None,) * 4
+    reduce = (make.normal(hidden, c, scale=c**-0.5), make.normal(hidden) if bias else None) if hidden else (None, None)
+    width = hidden or c
+    # As of fully connected layers with biases, as of convolutions without.
+    shape = (c, width) if bias else (c, width, 1, 1)
+    return *reduce, make.normal(*shape, scale=width**-0.5), make.normal(c) if bias else None
+
+
+def _map(make: Maker, n: int, c: int, h: int, w: int, ties: bool) -> Tensor:
+    x = make.feature_map(n, c, h, w)
+    return (2 * x).round().relu_() / 2 if ties and x.device.type != "meta" else x
+
+
+def _cbam(
+    name: str, n: int, c: int, h: int, w: int, hidden: int | None = 3, k: int | None = 3,
+    *, bias: bool = True, equal: bool = False, small: bool = True, any_alignment: bool = False, **options,
+) -> OpCase:  # fmt: skip
+    def arguments(make: Maker):
+        x = _map(make, n, c, h, w, equal)
+        spatial = (
+            (None, None) if k is None else (make.normal(1, 2, k, k, scale=1 / k), make.normal(1) if bias else None)
+        )
+        return (x, *_layers(make, c, hidden, bias), *spatial), dict(options)
+
+    return OpCase("cbam", name, arguments, small, any_alignment=any_alignment)
+
+
+def _scse(
+    name: str, n: int, c: int, h: int, w: int, hidden: int | None = 3,
+    *, bias: bool = True, equal: bool = False, small: bool = True, any_alignment: bool = False, **options,
+) -> OpCase:  # fmt: skip
+    def arguments(make: Maker):
+        x = _map(make, n, c, h, w, equal)
+        shape = (1, c, 1, 1) if bias else (c,)
+        spatial = make.normal(*shape, scale=c**-0.5), make.normal(1) if bias else None
+        return (x, *_layers(make, c, hidden, bias), *spatial), dict(options)
+
+    return OpCase("scse", name, arguments, small, any_alignment=any_alignment)
+
+
+_TIMM = {"spatial_order": ("mean", "max"), "ties": "share"}
+
+CASES = [
+    _cbam("official", 2, 12, 5, 6, spatial_norm=_halved, any_alignment=True),
+    _cbam("timm", 2, 12, 5, 6, k=7, bias=False, any_alignment=True, **_TIMM),
+    _cbam("skip", 2, 9, 7, 7, bias=False, skip=True, spatial_order=("mean", "max")),
+    _cbam("single_layer", 2, 12, 4, 5, 0, 7, pool_types=("avg",), spatial_order=("mean", "max")),
+    _cbam("channel_alone", 2, 12, 6, 5, k=None, skip=True),
+    _cbam("spatial_alone", 2, 10, 7, 6, None),
+    _cbam("spatial_alone_shared", 2, 10, 7, 6, None, equal=True, skip=True, ties="share"),
+    _cbam("maximum_alone", 2, 8, 5, 5, pool_types=("max",)),
+    _cbam("four_pools", 2, 8, 5, 4, 2, pool_types=("lp", "avg", "lse", "max"), bias=False),
+    _cbam("ties", 2, 12, 6, 7, equal=True),
+    _cbam("ties_shared", 2, 12, 6, 7, equal=True, ties="share"),
+    _cbam("one_pixel", 3, 40, 1, 1),
+    _cbam("one_channel", 2, 1, 9, 4, 1),
+    _cbam("several_programs", 2, 40, 23, 31, 5, 7),
+    _cbam("no_samples", 0, 8, 4, 4),
+    _cbam("wide", 2, 1024, 7, 7, 64, 7, small=False),
+    _cbam("tall", 3, 64, 56, 56, 4, 7, small=False, **_TIMM),
+    _scse("max", 2, 12, 5, 6, any_alignment=True),
+    _scse("add", 2, 12, 5, 6, bias=False, merge="add", any_alignment=True),
+    _scse("ties", 2, 10, 7, 7, equal=True),
+    _scse("spatial_alone", 2, 10, 6, 5, None),
+    _scse("single_layer", 2, 10, 6, 5, 0, merge="add"),
+    _scse("one_pixel", 3, 40, 1, 1),
+    _scse("one_channel", 2, 1, 9, 4, 1),
+    _scse("several_programs", 2, 40, 23, 31, 5),
+    _scse("no_samples", 0, 8, 4, 4),
+    _scse("tall", 3, 64, 56, 56, 4, small=False, merge="add"),
+]
+
+
+def _random_cbam(draw: random.Random, largest: int) -> OpCase:
+    n, c = draw.randint(0, 3), draw.randint(1, largest)
+    h, w = (draw.randint(1, largest) for _ in range(2))
+    hidden, k = draw.choice(((3, 3), (0, 7), (2, None), (None, 5), (4, 1)))
+    return _cbam(
+        "random", n, c, h, w, hidden, k, bias=draw.choice((False, True)), ties=draw.choice(("first", "share")),
+        skip=draw.choice((False, True)), pool_types=draw.choice((("avg",), ("avg", "max"), ("max",))),
+        spatial_order=draw.choice((("max", "mean"), ("mean", "max"))),
+    )  # fmt: skip
+
+
+def _random_scse(draw: random.Random, largest: int) -> OpCase:
+    n, c = draw.randint(0, 3), draw.randint(1, largest)
+    h, w = (draw.randint(1, largest) for _ in range(2))
+    return _scse(
+        "random", n, c, h, w, draw.choice((3, 0, None)), bias=draw.choice((False, True)),
+        equal=draw.choice((False, True)), merge=draw.choice(("max", "add")),
+    )  # fmt: skip
+
+
+# float32 and float64: which of two nearly equal products is the larger one is a matter of rounding.
+RANDOM: dict[str, RandomCases] = {
+    "cbam": RandomCases(_random_cbam, largest=50),
+    "scse": RandomCases(_random_scse, largest=50),
+}
+assert DTYPES and Callable and torch
+
+# A site of ResNet-50 and one of a U-Net's decoder.
+COMPILED = [
+    BudgetedCall(f"{case.op}_{name}", case, layout)
+    for name, layout in (("nchw", "contiguous"), ("nhwc", "channels_last"))
+    for case in (
+        _cbam(name, 8, 256, 56, 56, 16, 7, small=False),
+        _scse(name, 8, 128, 64, 64, 8, small=False),
+    )
+]
+
+TRAFFIC = [
+    TrafficCall(name, case, layout, wanted=(0,), inputs=("x",), reads=reads, device={"multiprocessors": 4})
+    for name, layout in FORMATS.items()
+    for case, reads in ((_cbam("traffic", 2, 64, 16, 16, 4, 7), {"x": 3 + 2, "grad_y": 3}),)
+]
