@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .._budgeted import FORMATS, BudgetedCall, TrafficCall
-from .._cases import DTYPES, Maker, OpCase, RandomCases
+from .._cases import Maker, OpCase, RandomCases
 
 
 def _halved(logits: Tensor) -> Tensor:
@@ -113,13 +111,10 @@ def _random_scse(draw: random.Random, largest: int) -> OpCase:
     )  # fmt: skip
 
 
-# float32 and float64: which of two nearly equal products is the larger one is a matter of rounding.
-RANDOM: dict[str, RandomCases] = {
+RANDOM = {
     "cbam": RandomCases(_random_cbam, largest=50),
     "scse": RandomCases(_random_scse, largest=50),
 }
-assert DTYPES and Callable and torch
-
 # A site of ResNet-50 and one of a U-Net's decoder.
 COMPILED = [
     BudgetedCall(f"{case.op}_{name}", case, layout)
