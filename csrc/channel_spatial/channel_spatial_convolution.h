@@ -14,8 +14,8 @@ struct Convolution {
   int64_t samples, height, width;
   int64_t taps;  // k, odd
 
-  int64_t pixels() const { return height * width; }
-  int64_t weights() const { return 2 * taps * taps; }
+  constexpr int64_t pixels() const { return height * width; }
+  constexpr int64_t weights() const { return 2 * taps * taps; }
 };
 
 }  // namespace attnkernels::channel_spatial
