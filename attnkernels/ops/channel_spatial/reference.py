@@ -27,8 +27,8 @@ and 1/2 to each of equal ones, of which a map after a ReLU is full:
     dx = dy (gc u + gs v) + da / P + dt w                            dw[c] = sum_n,p dt x
 
 In reads and writes of the map: cbam 4 forward, 6 backward; scse 3 and 5. Numbers per channel and per pixel are held in
-the accumulation dtype, and so are the layers and the convolution on them: in the 16-bit formats only y is rounded, and
-what a normalisation takes and gives.
+the accumulation dtype, and so are the layers and the convolution on them: in the 16-bit formats kernels round only y,
+and what a normalisation takes and gives (the formula t as well: its convolution would take a copy of the map).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def pooled(x: Tensor, pool_types: Sequence[str], ties: str) -> Tensor:
 
 def projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """t [N, H, W]"""
-    t = (wide(x) * wide(weight).view(-1, 1, 1)).sum(1)
+    t = wide(F.conv2d(x, weight.view(1, -1, 1, 1))[:, 0])
     return t if bias is None else t + wide(bias)
 
 
