@@ -43,16 +43,14 @@ template <class T>
 struct Kernels {
   using A = Accumulator<T>;
   using Of = const Fields<A>&;
-  void (*pool)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Reduction of_channels, bool projection,
-               Of channels, Of pixels);
+  void (*pool)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Reduction of_channels, Of channels, Of pixels);
   void (*statistics)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of pixels);
   void (*scale)(const Maps<T>&, int64_t n, int64_t first, int64_t last);
-  void (*grad_gates)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Reduction of_channels, Reduction of_pixels,
-                     Of channels, Of pixels);
+  void (*grad_gates)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of channels, Of pixels);
   void (*grad_channel_gate)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of channels);
   void (*grad_x)(const Maps<T>&, int64_t n, int64_t first, int64_t last);
   void (*grad_concurrent)(const Maps<T>&, int64_t n, int64_t first, int64_t last, bool of_weight, Of channels);
-  void (*join)(Reduction, Of into, Of from, int64_t begin, int64_t end);
+  void (*join)(Reduction, Of into, Of from, int64_t count);
   void (*widen)(A* to, const T* from, int64_t count);
   void (*sum_samples)(T* to, const A* from, int64_t samples, int64_t count);
 };
@@ -137,6 +135,11 @@ class Run {
     maps.marked = share ? per_pixel(statistics, kNever, 2) : per_pixel(marks, kNever);
   }
 
+  // Room for sums that a kernel makes beside those that are wanted.
+  Reduced<A> unwanted(int64_t count) {
+    return {Reduction::kSum, {{kept.emplace_back(maps.shape.samples * count).data(), count}}};
+  }
+
   // f(n, first, last) for the rows, of `count` maps read or written
   template <class F>
   void map(int64_t count, const F& f) const {
@@ -187,18 +190,23 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
   dispatch(call, [&]<class T>(T) {
     using A = Accumulator<T>;
     Run<T> run(call, x);
-    run.maps.weight = run.weight(call.spatial_weight);
     const Reduced<A> of_channels{Reduction(pools),
                                  {{output<A>(pooled), columns * channels},
                                   {output<A>(pooled), columns * channels, channels},
                                   {output<A>(marks), channels}}};
-    const Reduced<A> of_pixels{
-        call.spatial_weight ? Reduction::kSum : Reduction::kNothing, {{output<A>(logits), pixels}}};
-    run.reduce(1, of_channels, of_pixels,
-               [&](int64_t n, int64_t first, int64_t last, const auto& channels, const auto& pixels) {
-                 run.kernels.pool(run.maps, n, first, last, of_channels.kind, call.spatial_weight.has_value(), channels,
-                                  pixels);
-               });
+    const auto reduce = [&](const Reduced<A>& of_channels, const Reduced<A>& of_pixels) {
+      run.reduce(1, of_channels, of_pixels,
+                 [&](int64_t n, int64_t first, int64_t last, const auto& channels, const auto& pixels) {
+                   run.kernels.pool(run.maps, n, first, last, of_channels.kind, channels, pixels);
+                 });
+    };
+    if (call.maxima()) reduce(of_channels, {});
+    run.maps.weight = run.weight(call.spatial_weight);
+    if (call.spatial_weight)  // with maxima, which no op asks for at once, in a second pass
+      reduce(call.pools == Pools::kMeans ? of_channels : run.unwanted(channels),
+             {Reduction::kSum, {{output<A>(logits), pixels}}});
+    else if (call.pools == Pools::kMeans)
+      reduce(of_channels, {});
     if (columns)
       for (int64_t n = 0; n < samples; ++n) multiply(of_channels.of(n), 1 / A(pixels), channels);
     if (call.spatial_bias) {
@@ -222,10 +230,9 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_g
     Run<T> run(call, x);
     run.maps.share = share;
     run.maps.channel_gate = run.per_channel(call.channel_gate, 1);
-    const Reduced<A> of_pixels{share ? Reduction::kSharedMaximum : Reduction::kFirstMaximum,
-                               {{output<A>(result), 2 * pixels, pixels},
-                                {output<A>(result), 2 * pixels},
-                                {output<A>(marks), pixels}}};
+    const Reduced<A> of_pixels{
+        share ? Reduction::kSharedMaximum : Reduction::kFirstMaximum,
+        {{output<A>(result), 2 * pixels, pixels}, {output<A>(result), 2 * pixels}, {output<A>(marks), pixels}}};
     run.reduce(1, {}, of_pixels, [&](int64_t n, int64_t first, int64_t last, const auto&, const auto& pixels) {
       run.kernels.statistics(run.maps, n, first, last, pixels);
     });
@@ -266,18 +273,13 @@ std::tuple<Tensor, Tensor> grad_gates(const Tensor& grad_y, const Tensor& x, con
     const bool sum = call.merge == Merge::kAdd;
     run.maps.channel_gate = run.per_channel(sum ? std::nullopt : call.channel_gate, 1);
     run.maps.spatial_gate = run.per_pixel(sum ? std::nullopt : call.spatial_gate, 1);
-    // The kernel for a maximum always finds both.
-    const bool both = call.merge == Merge::kMax;
-    std::vector<A> unwanted(both && needs != 3 ? shape.samples * std::max(shape.channels, shape.pixels) : 0);
     const auto reduced = [&](bool wanted, const Tensor& result, int64_t count) {
-      return Reduced<A>{wanted || both ? Reduction::kSum : Reduction::kNothing,
-                        {{wanted ? output<A>(result) : unwanted.data(), count}}};
+      return wanted ? Reduced<A>{Reduction::kSum, {{output<A>(result), count}}} : run.unwanted(count);
     };
-    const Reduced<A> of_channels = reduced(needs & kNeedsChannel, grad_channel_gate, shape.channels);
-    const Reduced<A> of_pixels = reduced(needs & kNeedsSpatial, grad_spatial_gate, shape.pixels);
-    run.reduce(2, of_channels, of_pixels,
+    run.reduce(2, reduced(needs & kNeedsChannel, grad_channel_gate, shape.channels),
+               reduced(needs & kNeedsSpatial, grad_spatial_gate, shape.pixels),
                [&](int64_t n, int64_t first, int64_t last, const auto& channels, const auto& pixels) {
-                 run.kernels.grad_gates(run.maps, n, first, last, of_channels.kind, of_pixels.kind, channels, pixels);
+                 run.kernels.grad_gates(run.maps, n, first, last, channels, pixels);
                });
   });
   return {std::move(grad_channel_gate), std::move(grad_spatial_gate)};

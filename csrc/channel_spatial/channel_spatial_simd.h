@@ -36,32 +36,27 @@ SIMD_INLINE void map_sample(const Maps<T>& maps, int64_t n, int64_t first, int64
 
 // ---- forward
 
-// channels: sum_p x, max_p x; pixels: t[p] = sum_c w[c] x
+// channels: sum_p x, max_p x; pixels, without maxima: t[p] = sum_c w[c] x
 template <class T>
-void pool(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_channels, bool projection,
+void pool(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_channels,
           const Fields<Accumulator<T>>& channels, const Fields<Accumulator<T>>& pixels) {
   using V = Vec<T>;
   const auto x = dense_rows(maps.shape, maps.x, n);
-  const auto weight = per_channel<T>(maps.weight, n);
   const auto reduce = [&]<class OfChannel>(OfChannel) SIMD_INLINE_LAMBDA {
     reduce_rows<OfChannel, Nothing<T>, T>(
-        maps.shape, first, last, channels, pixels, false,
-        [](auto& channel, auto&, V x) SIMD_INLINE_LAMBDA { channel(x); }, x);
+        maps.shape, first, last, channels, {}, false, [](auto& channel, auto&, V x) SIMD_INLINE_LAMBDA { channel(x); },
+        x);
   };
-  const auto project = [&]<class OfChannel>(OfChannel) SIMD_INLINE_LAMBDA {
-    reduce_rows<OfChannel, SumOf<T>, T>(
-        maps.shape, first, last, channels, pixels, false,
-        [](auto& channel, auto& pixel, V x, V w) SIMD_INLINE_LAMBDA {
-          channel(x);
-          pixel(w * x);
-        },
-        x, weight);
-  };
-  if (of_channels == Reduction::kSum && projection) return project(SumOf<T>{});
-  if (of_channels == Reduction::kSum) reduce(SumOf<T>{});
-  if (of_channels == Reduction::kFirstMaximum) reduce(SumAndMaximumOf<T, false>{});
-  if (of_channels == Reduction::kSharedMaximum) reduce(SumAndMaximumOf<T, true>{});
-  if (projection) project(Nothing<T>{});  // with maxima, which no op asks for at once, in a second pass
+  if (of_channels == Reduction::kFirstMaximum) return reduce(SumAndMaximumOf<T, false>{});
+  if (of_channels == Reduction::kSharedMaximum) return reduce(SumAndMaximumOf<T, true>{});
+  if (!maps.weight.data) return reduce(SumOf<T>{});
+  reduce_rows<SumOf<T>, SumOf<T>, T>(
+      maps.shape, first, last, channels, pixels, false,
+      [](auto& channel, auto& pixel, V x, V w) SIMD_INLINE_LAMBDA {
+        channel(x);
+        pixel(w * x);
+      },
+      x, per_channel<T>(maps.weight, n));
 }
 
 // pixels: sum_c z, max_c z of z = x gc
@@ -113,31 +108,26 @@ SIMD_INLINE V share_of(V a, V b) {
 
 // channels: dgc = sum_p dy x gs; pixels: dgs = sum_c dy x gc; of a maximum with u and v in the place of the gates
 template <class T>
-void grad_gates(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_channels, Reduction of_pixels,
-                const Fields<Accumulator<T>>& channels, const Fields<Accumulator<T>>& pixels) {
+void grad_gates(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, const Fields<Accumulator<T>>& channels,
+                const Fields<Accumulator<T>>& pixels) {
   using V = Vec<T>;
-  const auto reduce = [&]<class OfChannel, class OfPixel>(OfChannel, OfPixel, auto step) SIMD_INLINE_LAMBDA {
-    reduce_rows<OfChannel, OfPixel, T>(maps.shape, first, last, channels, pixels, false, step,
+  const auto reduce = [&](auto step) SIMD_INLINE_LAMBDA {
+    reduce_rows<SumOf<T>, SumOf<T>, T>(maps.shape, first, last, channels, pixels, false, step,
                                        dense_rows(maps.shape, maps.grad_y, n), dense_rows(maps.shape, maps.x, n),
                                        per_channel<T>(maps.channel_gate, n), per_pixel<T>(maps.spatial_gate, n));
   };
-  const auto of_product = [](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
-    const V grad = dy * x;
-    channel(grad * gs);
-    pixel(grad * gc);
-  };
   if (maps.merge == Merge::kMax)
-    return reduce(SumOf<T>{}, SumOf<T>{}, [](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
+    reduce([](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
       const V grad = dy * x, a = x * gc, b = x * gs;
       channel(grad * share_of(a, b));
       pixel(grad * share_of(b, a));
     });
-  if (of_pixels == Reduction::kNothing)
-    reduce(SumOf<T>{}, Nothing<T>{}, of_product);
-  else if (of_channels == Reduction::kNothing)
-    reduce(Nothing<T>{}, SumOf<T>{}, of_product);
   else
-    reduce(SumOf<T>{}, SumOf<T>{}, of_product);
+    reduce([](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
+      const V grad = dy * x;
+      channel(grad * gs);
+      pixel(grad * gc);
+    });
 }
 
 // dM [c in M], of dM or, shared, of dM over the number of equal maxima

@@ -44,7 +44,7 @@ namespace cpu {
 
 // run(n, first, last, channels, pixels) for the rows of all samples: `channels`, which are reduced over pixels, and
 // `pixels`, reduced over channels, are to be those of these rows. Where threads share a sample, join(kind, into, from,
-// begin, end) adds up what each of them found across its rows, in the order of the rows.
+// count) adds up what each of them found across its rows, in the order of the rows.
 template <class A, class Run, class Join>
 void reduce_axes(const MapShape& shape, int64_t bytes, const Reduced<A>& channels, const Reduced<A>& pixels,
                  const Run& run, const Join& join) {
@@ -63,22 +63,24 @@ void reduce_axes(const MapShape& shape, int64_t bytes, const Reduced<A>& channel
   parts = std::min(parts, rows);
   const int fields = fields_of(kind);
   std::vector<A> found(parts * fields * columns);
-  const auto of_part = [&](int64_t part) {
+  // From column `begin` on.
+  const auto of_part = [&](int64_t part, int64_t begin) {
     Fields<A> result = {};
-    for (int i = 0; i < fields; ++i) result.at[i] = found.data() + (part * fields + i) * columns;
+    for (int i = 0; i < fields; ++i) result.at[i] = found.data() + (part * fields + i) * columns + begin;
     return result;
   };
   for (int64_t n = 0; n < samples; ++n) {
     for_parts(parts, rows, 1, [&](int64_t part, int64_t first, int64_t last) {
       if (shape.channels_last)
-        run(n, first, last, of_part(part), pixels.of(n));
+        run(n, first, last, of_part(part, 0), pixels.of(n));
       else
-        run(n, first, last, channels.of(n), of_part(part));
+        run(n, first, last, channels.of(n), of_part(part, 0));
     });
-    const Fields<A> into = (shape.channels_last ? channels : pixels).of(n);
+    const Fields<A> results = (shape.channels_last ? channels : pixels).of(n);
     for_parts(parts, columns, 64, [&](int64_t, int64_t begin, int64_t end) {
-      for (int i = 0; i < fields; ++i) std::copy(of_part(0).at[i] + begin, of_part(0).at[i] + end, into.at[i] + begin);
-      for (int64_t part = 1; part < parts; ++part) join(kind, into, of_part(part), begin, end);
+      const Fields<A> sum = of_part(0, begin);
+      for (int64_t part = 1; part < parts; ++part) join(kind, sum, of_part(part, begin), end - begin);
+      for (int i = 0; i < fields; ++i) std::copy(sum.at[i], sum.at[i] + (end - begin), results.at[i] + begin);
     });
   }
 }

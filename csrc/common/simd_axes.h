@@ -146,93 +146,101 @@ SIMD_INLINE void for_vectors(int64_t count, F f) {
   if (i < count) f(i, ReadPartial{count - i});
 }
 
-// into[i] of the rows before, from[i] of those after them
+// Functions, and not a part of every loop: they run once for many elements.
+
+// No term so far; the next one is of this row.
 template <class Reducer, class A>
-void join_fields(const Fields<A>& into, const Fields<A>& from, int64_t begin, int64_t end) {
-  for_vectors<A>(end - begin, [&](int64_t i, auto read) SIMD_INLINE_LAMBDA {
-    Reducer sum = load_fields<Reducer>(into, begin + i, read);
-    sum.join(load_fields<Reducer>(from, begin + i, read));
+[[gnu::noinline]] void start_fields(const Fields<A>& to, int64_t count, A row) {
+  for_vectors<A>(count, [&](int64_t i, auto read)
+                            SIMD_INLINE_LAMBDA { store_fields(to, i, Reducer::start(broadcast<A>(row)), read); });
+}
+
+// into[begin + i] of the rows before, if any, and from[i] of those after them
+template <class Reducer, class A>
+[[gnu::noinline]] void join_fields(const Fields<A>& into, int64_t begin, const Fields<A>& from, int64_t count,
+                                   bool any) {
+  for_vectors<A>(count, [&](int64_t i, auto read) SIMD_INLINE_LAMBDA {
+    Reducer sum = load_fields<Reducer>(any ? into : from, any ? begin + i : i, read);
+    if (any) sum.join(load_fields<Reducer>(from, i, read));
     store_fields(into, begin + i, sum, read);
   });
 }
 
+// The same of a row, whose terms are in the lanes of two.
+template <class Reducer, class A>
+[[gnu::noinline]] void join_lanes(const Fields<A>& into, int64_t row, Reducer even, const Reducer& odd, bool any) {
+  even.join(odd);
+  even.fold();
+  if (any) {
+    Reducer before;
+    for (int f = 0; f < Reducer::kFields; ++f) before.field[f] = broadcast<A>(into.at[f][row]);
+    before.join(even);
+    even = before;
+  }
+  for (int f = 0; f < Reducer::kFields; ++f) into.at[f][row] = even.field[f][0];
+}
+
 template <class A>
-void join_axes(Reduction kind, const Fields<A>& into, const Fields<A>& from, int64_t begin, int64_t end) {
-  if (kind == Reduction::kSum) return join_fields<SumOf<A>>(into, from, begin, end);
-  if (kind == Reduction::kFirstMaximum) return join_fields<SumAndMaximumOf<A, false>>(into, from, begin, end);
-  if (kind == Reduction::kSharedMaximum) return join_fields<SumAndMaximumOf<A, true>>(into, from, begin, end);
+void join_axes(Reduction kind, const Fields<A>& into, const Fields<A>& from, int64_t count) {
+  if (kind == Reduction::kSum) return join_fields<SumOf<A>>(into, 0, from, count, true);
+  if (kind == Reduction::kFirstMaximum) return join_fields<SumAndMaximumOf<A, false>>(into, 0, from, count, true);
+  if (kind == Reduction::kSharedMaximum) return join_fields<SumAndMaximumOf<A, true>>(into, 0, from, count, true);
 }
 
 // ---- the loop
 
-inline constexpr int64_t kColumnBytes = 8 * 1024;  // of the numbers of a column: three of them are half of an L1
-inline constexpr int64_t kRowsAtATime = 64;        // rounding errors grow with these and rows / these
+inline constexpr int64_t kPieceBytes = 8 * 1024;  // of each number of the columns: three of them are half of an L1
+inline constexpr int64_t kRowsAtATime = 64;       // rounding errors grow with these and with rows / these
 
-// Pieces of the rows that have so few columns that their numbers stay in L1; in each row by row, as columns_reduce.
+// Row by row, as columns_reduce, in pieces that have so few columns that their numbers stay in L1.
 template <bool kChannelsLast, class T, class Row, class Column, class Step, class... Operands>
 SIMD_INLINE void reduce_rows_of(int64_t length, int64_t first, int64_t last, const Fields<Accumulator<T>>& rows,
                                 const Fields<Accumulator<T>>& columns, bool more, Step step, Operands... operands) {
   using A = Accumulator<T>;
   using V = Vec<T>;
-  constexpr int64_t kStep = kLanes<T>, kMost = Column::kFields ? kColumnBytes / sizeof(A) : 1;
-  constexpr int kChains = Row::kFields > 1 || Column::kFields > 1 ? 2 : 4;
-  alignas(64) A numbers[Column::kFields + !Column::kFields][kMost];
+  constexpr int64_t kStep = kLanes<T>, kMost = kPieceBytes / sizeof(A);
+  alignas(64) A numbers[Column::kFields + !Column::kFields][Column::kFields ? kMost : 1];
   Fields<A> partial = {};
   for (int f = 0; f < Column::kFields; ++f) partial.at[f] = numbers[f];
-  // Equal pieces of whole cache lines.
-  const int64_t pieces = Column::kFields ? (length + kMost - 1) / kMost : 1;
-  const int64_t piece = pieces == 1 ? length : ((length + pieces - 1) / pieces + 31) / 32 * 32;
-  for (int64_t begin = 0; begin < length; begin += piece) {
-    const int64_t count = length - begin < piece ? length - begin : piece;
-    for (int64_t block = first; block < last; block += kRowsAtATime) {
-      const int64_t block_end = last - block < kRowsAtATime ? last : block + kRowsAtATime;
-      if constexpr (Column::kFields > 0)
-        for_vectors<A>(count, [&](int64_t j, auto read) SIMD_INLINE_LAMBDA {
-          store_fields(partial, j, Column::start(broadcast<A>(A(block))), read);
-        });
-      for (int64_t row = block; row < block_end; ++row) {
-        const auto visit = [&, row_place = broadcast<A>(A(row)),
-                            ... from = operands.template at<kChannelsLast>(row, begin)](Row& of_row, int64_t j,
-                                                                                        auto read) SIMD_INLINE_LAMBDA {
-          Column of_column = load_fields<Column>(partial, j, read);
-          const Cursor<Row, V, decltype(read)> to_row{of_row, lane_numbers<V>() + A(begin + j), read};
-          const Cursor<Column, V, decltype(read)> to_column{of_column, row_place, read};
-          if constexpr (kChannelsLast)
-            step(to_column, to_row, from(j, read)...);
-          else
-            step(to_row, to_column, from(j, read)...);
-          store_fields(partial, j, of_column, read);
-        };
-        Row chain[kChains];
-        for (int i = 0; i < kChains; ++i) chain[i] = Row::start(lane_numbers<V>() + A(begin + i * kStep));
-        int64_t j = 0;
-        for (; j + kChains * kStep <= count; j += kChains * kStep)
-          for (int i = 0; i < kChains; ++i) visit(chain[i], j + i * kStep, ReadAll{});
-        for (; j + kStep <= count; j += kStep) visit(chain[0], j, ReadAll{});
-        if (j < count) visit(chain[1], j, ReadPartial{count - j});
-        if constexpr (Row::kFields > 0) {
-          for (int i = 1; i < kChains; ++i) chain[0].join(chain[i]);
-          chain[0].fold();
-          if (begin > 0) {
-            Row before;
-            for (int f = 0; f < Row::kFields; ++f) before.field[f] = broadcast<A>(rows.at[f][row]);
-            before.join(chain[0]);
-            chain[0] = before;
-          }
-          for (int f = 0; f < Row::kFields; ++f) rows.at[f][row] = chain[0].field[f][0];
-        }
-      }
-      if constexpr (Column::kFields > 0)
-        for_vectors<A>(count, [&](int64_t j, auto read) SIMD_INLINE_LAMBDA {
-          Column sum = load_fields<Column>(partial, j, read);
-          if (more || block > first) {
-            Column before = load_fields<Column>(columns, begin + j, read);
-            before.join(sum);
-            sum = before;
-          }
-          store_fields(columns, begin + j, sum, read);
-        });
+  // Two chains of terms: the second starts while the latency of the first passes.
+  const auto reduce_piece = [&](int64_t row, int64_t begin, int64_t count) SIMD_INLINE_LAMBDA {
+    const auto visit = [&, ... from = operands.template at<kChannelsLast>(row, begin)](Row& of_row, int64_t j,
+                                                                                       auto read) SIMD_INLINE_LAMBDA {
+      Column of_column = load_fields<Column>(partial, j, read);
+      const Cursor<Row, V, decltype(read)> to_row{of_row, lane_numbers<V>() + A(begin + j), read};
+      const Cursor<Column, V, decltype(read)> to_column{of_column, broadcast<A>(A(row)), read};
+      if constexpr (kChannelsLast)
+        step(to_column, to_row, from(j, read)...);
+      else
+        step(to_row, to_column, from(j, read)...);
+      store_fields(partial, j, of_column, read);
+    };
+    Row even = Row::start(lane_numbers<V>() + A(begin)), odd = Row::start(lane_numbers<V>() + A(begin + kStep));
+    int64_t j = 0;
+    for (; j + 2 * kStep <= count; j += 2 * kStep) {
+      visit(even, j, ReadAll{});
+      visit(odd, j + kStep, ReadAll{});
     }
+    for (; j < count; j += kStep) visit(even, j, ReadPartial{count - j < kStep ? count - j : kStep});
+    if constexpr (Row::kFields > 0) join_lanes(rows, row, Row(even), Row(odd), begin > 0);
+  };
+  // Equal pieces of whole cache lines.
+  const int64_t pieces = (length + kMost - 1) / kMost;
+  const int64_t piece = pieces == 1 ? length : ((length + pieces - 1) / pieces + 31) / 32 * 32;
+  const auto count_from = [&](int64_t begin) { return length - begin < piece ? length - begin : piece; };
+  if constexpr (Column::kFields > 0) {
+    for (int64_t begin = 0; begin < length; begin += piece) {
+      const int64_t count = count_from(begin);
+      for (int64_t block = first; block < last; block += kRowsAtATime) {
+        const int64_t block_end = last - block < kRowsAtATime ? last : block + kRowsAtATime;
+        start_fields<Column>(partial, count, A(block));
+        for (int64_t row = block; row < block_end; ++row) reduce_piece(row, begin, count);
+        join_fields<Column>(columns, begin, partial, count, more || block > first);
+      }
+    }
+  } else {
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t begin = 0; begin < length; begin += piece) reduce_piece(row, begin, count_from(begin));
   }
 }
 
