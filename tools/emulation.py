@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -217,8 +218,9 @@ def is_built() -> bool:
     return (ROOT / "build" / "emulated" / "plain" / "attnkernels_emulated.so").exists()
 
 
+@functools.cache
 def build(mode: str, target: str) -> Path:
-    """Build a target of `python -m tools.emulated` where it is out of date; its path.
+    """Build a target of `python -m tools.emulated` where it is out of date, once a process; its path.
 
     Raises:
         RuntimeError: it cannot be built; the compiler's messages.
@@ -228,6 +230,14 @@ def build(mode: str, target: str) -> Path:
     if done.returncode:
         raise RuntimeError(f"{done.stdout}{done.stderr}")
     return Path(done.stdout.splitlines()[-1])
+
+
+def run(mode: str, program: str, *arguments: str, timeout: float, **environment: str) -> subprocess.CompletedProcess:
+    """Build a stand-alone program where it is out of date, and run it. By default ThreadSanitizer would sleep for a
+    second before each program ends, for races with threads that are left over: the emulation starts none."""
+    environment = {"TSAN_OPTIONS": "atexit_sleep_ms=0", **os.environ, **environment}
+    command = [build(mode, program), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Every kind of bug that the emulation promises to find is planted in a small kernel, and must be found."""
 
-import os
 import subprocess
 
 import pytest
@@ -51,23 +50,26 @@ BUGS = [
 ]
 
 
+# Each is an order in which threads run. One is enough for ThreadSanitizer, which is slow to start: it judges by what
+# orders two accesses, not by which came first.
+SEEDS = {"plain": (1, 2, 3), "asan": (1, 2, 3), "tsan": (1,)}
+
+
 def run(mode: str, kernel: str, bug: str, seed: int) -> subprocess.CompletedProcess:
-    program = emulation.build(mode, "planted")
-    environment = {**os.environ, "ATTNKERNELS_EMULATION_SEED": str(seed)}
-    return subprocess.run([program, kernel, bug], env=environment, capture_output=True, text=True, timeout=120)
+    return emulation.run(mode, "planted", kernel, bug, timeout=120, ATTNKERNELS_EMULATION_SEED=str(seed))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_correct_kernel_passes(mode, kernel):
-    for seed in (1, 2, 3):
+    for seed in SEEDS[mode]:
         done = run(mode, kernel, "none", seed)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("kernel", "bug", "mode", "says"), BUGS)
 def test_a_planted_bug_is_found(kernel, bug, mode, says):
-    for seed in (1, 2, 3):
+    for seed in SEEDS[mode]:
         done = run(mode, kernel, bug, seed)
         assert done.returncode != 0
         assert says in done.stderr
@@ -82,5 +84,5 @@ def test_reports_name_the_line_of_the_kernel():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tensor_core_tiles(mode):
-    done = subprocess.run([emulation.build(mode, "mma")], capture_output=True, text=True, timeout=120)
+    done = emulation.run(mode, "mma", timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

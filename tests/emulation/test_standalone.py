@@ -1,7 +1,5 @@
 """Every op's stand-alone program: the launchers on memory of exact size, under sanitizers."""
 
-import subprocess
-
 import pytest
 
 from tools import emulated, emulation
@@ -16,5 +14,5 @@ def test_every_room_with_cuda_kernels_has_a_program():
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 @pytest.mark.parametrize("op", OPS)
 def test_program(op, mode):
-    done = subprocess.run([emulation.build(mode, op)], capture_output=True, text=True, timeout=500)
+    done = emulation.run(mode, op, timeout=500)
     assert done.returncode == 0, done.stdout + emulation.with_lines(done.stderr[:20000])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,10 +33,12 @@ def arguments(n=2, c=8, h=5, w=4, k=3, dtype=torch.float32, device="cpu"):
 def band(weight, channels, circular):
     """The convolution as a matrix: what each gate has of each mean."""
     matrix, half = weight.new_zeros(channels, channels), len(weight) // 2
-    for row, tap in itertools.product(range(channels), range(len(weight))):
-        column = row + tap - half
-        if circular or 0 <= column < channels:
-            matrix[row, column % channels] += weight[tap]
+    for tap in range(len(weight)):
+        columns = {row: row + tap - half for row in range(channels)}
+        kept = {row: column % channels for row, column in columns.items() if circular or 0 <= column < channels}
+        if kept:
+            places = (torch.tensor([*kept]), torch.tensor([*kept.values()]))
+            matrix = matrix.index_put(places, weight[tap], accumulate=True)
     return matrix
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -77,10 +78,10 @@ def ops() -> list[str]:
 def rows(op: str, quick: bool = False) -> Iterator[dict]:
     """One row a kernel and architecture; only sm_90 when `quick`."""
     architectures = ("90",) if quick else ARCHITECTURES
+    if _library_is_current(op):
+        yield from (row for name, row in _rows_of_library(architectures) if f"attnkernels::{op}::" in name)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if _library_is_current(op):
-            yield from _rows_of_library(op, architectures, Path(folder))
-            return
         jobs = [
             (source, architecture, Path(folder) / f"{source.stem}.{architecture}.cubin")
             for source in sorted(ROOT.glob(f"csrc/{op}/*.cu"))
@@ -89,7 +90,7 @@ def rows(op: str, quick: bool = False) -> Iterator[dict]:
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: _compile(*job), jobs))
         for _, architecture, cubin in jobs:
-            yield from rows_of_cubin(cubin, architecture)
+            yield from (row for _, row in _rows_of_cubin(cubin, architecture))
 
 
 def _library_is_current(op: str) -> bool:
@@ -97,15 +98,19 @@ def _library_is_current(op: str) -> bool:
     return LIBRARY.exists() and LIBRARY.stat().st_mtime > max(path.stat().st_mtime for path in sources)
 
 
-def _rows_of_library(op: str, architectures: tuple[str, ...], folder: Path) -> Iterator[dict]:
-    """The rows of the kernels in namespace attnkernels::<op>, for those of the architectures that were built."""
-    subprocess.run(
-        [cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True
-    )
-    for cubin in sorted(folder.glob("*.cubin")):
-        architecture = cubin.suffixes[-2].removeprefix(".sm_")
-        if architecture in architectures:
-            yield from rows_of_cubin(cubin, architecture, f"attnkernels::{op}::")
+@functools.cache
+def _rows_of_library(architectures: tuple[str, ...]) -> list[tuple[str, dict]]:
+    """The full name and the row of every kernel, of all ops, for those of the architectures that were built. Read once
+    a process: it is the library's whole code that is taken apart."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [cuda_toolkit.utility("cuobjdump"), "-xelf", "all", LIBRARY]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            architecture = cubin.suffixes[-2].removeprefix(".sm_")
+            if architecture in architectures:
+                found += _rows_of_cubin(cubin, architecture)
+    return found
 
 
 def _compile(source: Path, architecture: str, cubin: Path) -> None:
@@ -115,8 +120,8 @@ def _compile(source: Path, architecture: str, cubin: Path) -> None:
         raise RuntimeError(f"nvcc failed on {source}:\n{done.stderr}")
 
 
-def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterator[dict]:
-    """One row for each kernel of a cubin whose full name contains `namespace`."""
+def _rows_of_cubin(cubin: Path, architecture: str) -> Iterator[tuple[str, dict]]:
+    """The full name and the row of each kernel of a cubin."""
     usage = _output("cuobjdump", "-res-usage", cubin)
     block_sizes = _block_sizes(_output("cuobjdump", "-elf", cubin))
     widths = _widths(_output("nvdisasm", cubin))
@@ -125,8 +130,6 @@ def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterat
         ["c++filt"], input="\n".join(name for name, *_ in found), capture_output=True, text=True, check=True
     )
     for (mangled, *numbers), demangled in zip(found, names.stdout.splitlines(), strict=True):
-        if namespace not in demangled:
-            continue
         registers, stack, shared, local = map(int, numbers)
         shared -= RESERVED_SHARED if int(architecture) >= 90 and shared >= RESERVED_SHARED else 0
         threads = block_sizes.get(mangled, 1024)  # what ptxas assumes of a kernel without __launch_bounds__
@@ -139,7 +142,8 @@ def rows_of_cubin(cubin: Path, architecture: str, namespace: str = "") -> Iterat
             "store_bits": store_bits,
             "occupancy": round(occupancy(architecture, registers, threads, shared), 4),
         }
-        yield {"kernel": short_name(demangled), "backend": "cuda", "arch": f"sm_{architecture}", "figures": figures}
+        row = {"kernel": short_name(demangled), "backend": "cuda", "arch": f"sm_{architecture}", "figures": figures}
+        yield demangled, row
 
 
 def _output(tool: str, *arguments: str | Path) -> str:
