@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .._modules import has_its, is_bare, pointwise_name, qualified_name
 from ..layers._gated import Gated
-from ..ops._op import FusedOp
+from ..ops._op import Op
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
 from . import _fingerprints
 from ._adapter import Adapter, fingerprint, is_original
@@ -40,7 +40,7 @@ class Pattern(NamedTuple):
     counts: tuple = ()  # what is counted of the convolution's result where it may be written over
 
     @property
-    def op(self) -> FusedOp:
+    def op(self) -> Op:
         """The op that serves the block."""
         return self.excitation.op
 
