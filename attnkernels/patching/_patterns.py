@@ -14,7 +14,7 @@ from ..layers._gated import Gated
 from ..ops._op import Op
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
 from . import _fingerprints
-from ._adapter import Adapter, fingerprint, is_original
+from ._adapter import SEQUENTIAL, Adapter, fingerprint, is_original
 from ._registry import ADAPTERS
 
 # What these return is new memory at each call.
@@ -22,7 +22,6 @@ _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2d
 _conv2d = F.conv2d
 _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
-_SEQUENTIAL = "torch.nn.modules.container.Sequential"
 _CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
 
 
@@ -74,7 +73,7 @@ def excitation_inside(block: nn.Module, name: str) -> Gated | str:
 
 
 def is_sequential(module: nn.Module | None) -> bool:
-    return fingerprint(module.__class__) in _fingerprints.known(_SEQUENTIAL)
+    return fingerprint(module.__class__) in _fingerprints.known(SEQUENTIAL)
 
 
 def pattern(
