@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn import functional as F
 
-from .._modules import has_its, is_bare, pointwise_name, qualified_name
+from .._modules import NOT_BARE, has_its, is_bare, pointwise_name, qualified_name
 from ..layers._gated import Gated
 from ..ops._op import Op
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
@@ -67,8 +67,10 @@ def is_written_over(module: nn.Module | None) -> bool:
 def excitation_inside(block: nn.Module, name: str) -> Gated | str:
     """What the op takes from a block's child of this name, a bare module; a reason where it is not."""
     module = block._modules.get(name)
-    if not is_excitation(module) or not is_bare(module):
-        return f"its {name} is not a bare squeeze-and-excitation module"
+    if not is_excitation(module):
+        return f"its {name} is no squeeze-and-excitation module, it alone is replaced"
+    if not is_bare(module):
+        return f"its {name} {NOT_BARE}"
     return _adapter_inside(module.__class__).arguments(module)
 
 
