@@ -69,6 +69,8 @@ class OpCase:
         through_output: the tensor arguments whose gradient is computed from the stored output (see `_accuracy`).
         products: whether the op multiplies matrices, whose operands may be rounded to 16 bits (see `_accuracy`).
         any_alignment: whether tests also start its operands at every alignment.
+        smooth: whether the op has a derivative at these arguments, that numbers close to them show: a maximum of equal
+            ones has none.
     """
 
     op: str
@@ -78,6 +80,7 @@ class OpCase:
     through_output: tuple[int, ...] = ()
     products: bool = False
     any_alignment: bool = False
+    smooth: bool = True
 
     def rounded_inside(self, backend: str, dtype: torch.dtype, argument: int | None = None) -> bool:
         """Whether a backend rounds on the way to the output or, if one is named, to an argument's gradient."""

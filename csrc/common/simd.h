@@ -43,6 +43,7 @@
 #endif
 
 #define SIMD_INLINE [[gnu::always_inline]] inline
+#define SIMD_INLINE_LAMBDA __attribute__((always_inline))  // before the braces of a lambda
 
 namespace attnkernels {
 

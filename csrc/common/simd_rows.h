@@ -3,7 +3,8 @@
 // A loop body gets `read`, which loads a whole vector or, at the end of a row, a partial one (the other lanes are
 // zero):
 //   row_reduce<T>(count, [&](Vec<T> sum, int64_t i, auto read) { return fma(read(x + i), read(y + i), sum); })
-// read.write(to, v) stores as much, and returns v with zero in the other lanes.
+// read.write(to, v) stores as much, and returns v with zero in the other lanes; read.kept(v, others) is v in the lanes
+// that are read.
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
 
@@ -17,6 +18,10 @@ struct ReadAll {
     store(to, v);
     return v;
   }
+  template <class V>
+  SIMD_INLINE V kept(V v, V) const {
+    return v;
+  }
 };
 struct ReadPartial {
   int64_t count;
@@ -28,6 +33,10 @@ struct ReadPartial {
   SIMD_INLINE Vec<T> write(T* to, Vec<T> v) const {
     store_partial(to, v, count);
     return first_lanes(v, count);
+  }
+  template <class V>
+  SIMD_INLINE V kept(V v, V others) const {
+    return first_lanes(v, count, others);
   }
 };
 

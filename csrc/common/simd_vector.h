@@ -4,7 +4,7 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, sqrt, first_lanes, shuffle, reduce_add, reduce_max, exp, sigmoid, silu
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, lane_numbers, shuffle, rotated, reduce_add, reduce_max, exp, sigmoid, silu
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -245,13 +245,27 @@ SIMD_INLINE V shuffle(V a, V b) {
 #endif
 }
 
-// v in the first `count` lanes, zero in the others
+// 0, 1, 2, ...
 template <class V>
-SIMD_INLINE V first_lanes(V v, int64_t count) {
-  constexpr int kCount = sizeof(V) / sizeof(v[0]);
-  Integers<V> lane;
-  for (int i = 0; i < kCount; ++i) lane[i] = i;
-  return lane < int(count) ? v : V{};
+SIMD_INLINE V lane_numbers() {
+  V lane;
+  for (int i = 0; i < int(sizeof(lane) / sizeof(lane[0])); ++i) lane[i] = i;
+  return lane;
+}
+
+// v in the first `count` lanes, `others` in the others
+template <class V>
+SIMD_INLINE V first_lanes(V v, int64_t count, V others = V{}) {
+  return lane_numbers<Integers<V>>() < int(count) ? v : others;
+}
+
+// The lanes in another order: lane i is what was i + kBy, counted around.
+template <int kBy, class V>
+SIMD_INLINE V rotated(V v) {
+  constexpr int kCount = sizeof(v) / sizeof(v[0]);
+  return [v]<int... Lane>(std::integer_sequence<int, Lane...>) SIMD_INLINE_LAMBDA {
+    return shuffle<((Lane + kBy) % kCount)...>(v, v);
+  }(std::make_integer_sequence<int, kCount>());
 }
 
 // One value, by the same conversion.

@@ -153,8 +153,8 @@ def _convolution_backward_flops(grad: Shape, statistics: Shape, weight: Shape, n
     return needs.bit_count() * _convolution_flops(statistics, weight)
 
 
-# The convolution of the statistics [N, 2, H, W], with zeros around them, by weight [2, k, k], k odd: [N, H, W]. All, the
-# bias [1] too, is in the accumulation dtype.
+# The convolution of the statistics [N, 2, H, W], with zeros around them, by weight [2, k, k], k odd: [N, H, W]. All,
+# the bias [1] too, is in the accumulation dtype.
 CONVOLUTION = Operator(
     "channel_spatial_convolution(Tensor statistics, Tensor weight, Tensor? bias) -> Tensor logits",
     _convolution_fake,

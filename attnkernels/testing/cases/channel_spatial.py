@@ -15,7 +15,7 @@ def _halved(logits: Tensor) -> Tensor:
     return logits / 64
 
 
-def _layers(make: Maker, c: int, hidden: int | None, bias: bool) -> tuple[Tensor | None, ...]:
+def _layers(make: Maker, c: int, hidden: int | None, bias: bool, scale: float = 1.0) -> tuple[Tensor | None, ...]:
     """The weights of the channel gate's layers; a single one where hidden is 0, none where it is None."""
     if hidden is None:
         return (None,) * 4
@@ -23,7 +23,7 @@ def _layers(make: Maker, c: int, hidden: int | None, bias: bool) -> tuple[Tensor
     width = hidden or c
     # As of fully connected layers with biases, as of convolutions without.
     shape = (c, width) if bias else (c, width, 1, 1)
-    return *reduce, make.normal(*shape, scale=width**-0.5), make.normal(c) if bias else None
+    return *reduce, make.normal(*shape, scale=scale * width**-0.5), make.normal(c) if bias else None
 
 
 def _map(make: Maker, n: int, c: int, h: int, w: int, ties: bool) -> Tensor:
@@ -33,16 +33,19 @@ def _map(make: Maker, n: int, c: int, h: int, w: int, ties: bool) -> Tensor:
 
 def _cbam(
     name: str, n: int, c: int, h: int, w: int, hidden: int | None = 3, k: int | None = 3,
-    *, bias: bool = True, equal: bool = False, small: bool = True, any_alignment: bool = False, **options,
+    *, bias: bool = True, equal: bool = False, scale: float = 1.0, small: bool = True, any_alignment: bool = False,
+    **options,
 ) -> OpCase:  # fmt: skip
     def arguments(make: Maker):
         x = _map(make, n, c, h, w, equal)
         spatial = (
             (None, None) if k is None else (make.normal(1, 2, k, k, scale=1 / k), make.normal(1) if bias else None)
         )
-        return (x, *_layers(make, c, hidden, bias), *spatial), dict(options)
+        return (x, *_layers(make, c, hidden, bias, scale), *spatial), dict(options)
 
-    return OpCase("cbam", name, arguments, small, any_alignment=any_alignment)
+    # The gradients of the convolution's weights have come through the normalisation, which has the map's dtype.
+    through = (5, 6) if "spatial_norm" in options else ()
+    return OpCase("cbam", name, arguments, small, through, any_alignment=any_alignment, smooth=not equal)
 
 
 def _scse(
@@ -55,7 +58,7 @@ def _scse(
         spatial = make.normal(*shape, scale=c**-0.5), make.normal(1) if bias else None
         return (x, *_layers(make, c, hidden, bias), *spatial), dict(options)
 
-    return OpCase("scse", name, arguments, small, any_alignment=any_alignment)
+    return OpCase("scse", name, arguments, small, any_alignment=any_alignment, smooth=not equal)
 
 
 _TIMM = {"spatial_order": ("mean", "max"), "ties": "share"}
@@ -69,7 +72,7 @@ CASES = [
     _cbam("spatial_alone", 2, 10, 7, 6, None),
     _cbam("spatial_alone_shared", 2, 10, 7, 6, None, equal=True, skip=True, ties="share"),
     _cbam("maximum_alone", 2, 8, 5, 5, pool_types=("max",)),
-    _cbam("four_pools", 2, 8, 5, 4, 2, pool_types=("lp", "avg", "lse", "max"), bias=False),
+    _cbam("four_pools", 2, 8, 5, 4, 2, pool_types=("lp", "avg", "lse", "max"), bias=False, scale=0.1),
     _cbam("ties", 2, 12, 6, 7, equal=True),
     _cbam("ties_shared", 2, 12, 6, 7, equal=True, ties="share"),
     _cbam("one_pixel", 3, 40, 1, 1),

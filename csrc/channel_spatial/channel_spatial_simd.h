@@ -1,0 +1,284 @@
+// The channel_spatial kernels of one level; no include guard, no torch. Kernels<T> says which part each works on. The
+// symbols are those of attnkernels/ops/channel_spatial/reference.py.
+#include "common/simd_gate.h"
+// its operands, and
+#include "common/simd_axes.h"
+
+namespace attnkernels::channel_spatial::SIMD_LEVEL {
+namespace {
+
+using namespace simd::SIMD_LEVEL;
+
+// ---- operands of sample n
+
+template <class T>
+SIMD_INLINE PerChannel<Accumulator<T>> per_channel(const Numbers<Accumulator<T>>& numbers, int64_t n) {
+  return {numbers.of(n)};
+}
+template <class T>
+SIMD_INLINE PerPixel<Accumulator<T>> per_pixel(const Numbers<Accumulator<T>>& numbers, int64_t n) {
+  return {numbers.of(n)};
+}
+template <class T>
+using ChannelOf = Place<Accumulator<T>, false>;
+template <class T>
+using PixelOf = Place<Accumulator<T>, true>;
+
+// out = value(operands...) for the rows [first, last) of sample n
+template <class T, class Value, class... Operands>
+SIMD_INLINE void map_sample(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Value value,
+                            Operands... operands) {
+  const int64_t length = maps.shape.row_length();
+  map_rows(maps.shape, first * length, last * length, dense_rows(maps.shape, maps.out, n).data, maps.stream, value,
+           operands...);
+  if (maps.stream) stream_fence();
+}
+
+// ---- forward
+
+// channels: sum_p x, max_p x; pixels: t[p] = sum_c w[c] x
+template <class T>
+void pool(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_channels, bool projection,
+          const Fields<Accumulator<T>>& channels, const Fields<Accumulator<T>>& pixels) {
+  using V = Vec<T>;
+  const auto x = dense_rows(maps.shape, maps.x, n);
+  const auto weight = per_channel<T>(maps.weight, n);
+  const auto reduce = [&]<class OfChannel>(OfChannel) SIMD_INLINE_LAMBDA {
+    reduce_rows<OfChannel, Nothing<T>, T>(
+        maps.shape, first, last, channels, pixels, false,
+        [](auto& channel, auto&, V x) SIMD_INLINE_LAMBDA { channel(x); }, x);
+  };
+  const auto project = [&]<class OfChannel>(OfChannel) SIMD_INLINE_LAMBDA {
+    reduce_rows<OfChannel, SumOf<T>, T>(
+        maps.shape, first, last, channels, pixels, false,
+        [](auto& channel, auto& pixel, V x, V w) SIMD_INLINE_LAMBDA {
+          channel(x);
+          pixel(w * x);
+        },
+        x, weight);
+  };
+  if (of_channels == Reduction::kSum && projection) return project(SumOf<T>{});
+  if (of_channels == Reduction::kSum) reduce(SumOf<T>{});
+  if (of_channels == Reduction::kFirstMaximum) reduce(SumAndMaximumOf<T, false>{});
+  if (of_channels == Reduction::kSharedMaximum) reduce(SumAndMaximumOf<T, true>{});
+  if (projection) project(Nothing<T>{});  // with maxima, which no op asks for at once, in a second pass
+}
+
+// pixels: sum_c z, max_c z of z = x gc
+template <class T>
+void statistics(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, const Fields<Accumulator<T>>& pixels) {
+  using V = Vec<T>;
+  const auto reduce = [&]<class OfPixel>(OfPixel) SIMD_INLINE_LAMBDA {
+    reduce_rows<Nothing<T>, OfPixel, T>(
+        maps.shape, first, last, {}, pixels, false,
+        [](auto&, auto& pixel, V x, V gate) SIMD_INLINE_LAMBDA { pixel(x * gate); }, dense_rows(maps.shape, maps.x, n),
+        per_channel<T>(maps.channel_gate, n));
+  };
+  if (maps.share)
+    reduce(SumAndMaximumOf<T, true>{});
+  else
+    reduce(SumAndMaximumOf<T, false>{});
+}
+
+// The larger one, NaN where either is NaN.
+template <class V>
+SIMD_INLINE V maximum(V a, V b) {
+  return a == a ? max(a, b) : a;
+}
+
+// y = x (gc gs + skip), x (gc + gs + skip) or max(x (gc + skip), x (gs + skip))
+template <class T>
+void scale(const Maps<T>& maps, int64_t n, int64_t first, int64_t last) {
+  using V = Vec<T>;
+  const V skip = broadcast<T>(maps.skip);
+  const auto map = [&](auto value) SIMD_INLINE_LAMBDA {
+    map_sample(maps, n, first, last, value, dense_rows(maps.shape, maps.x, n), per_channel<T>(maps.channel_gate, n),
+               per_pixel<T>(maps.spatial_gate, n));
+  };
+  if (maps.merge == Merge::kProduct)
+    map([=](V x, V gc, V gs) { return x * fma(gc, gs, skip); });
+  else if (maps.merge == Merge::kAdd)
+    map([=](V x, V gc, V gs) { return x * (gc + gs + skip); });
+  else
+    map([=](V x, V gc, V gs) { return maximum(x * (gc + skip), x * (gs + skip)); });
+}
+
+// ---- backward
+
+// u of the maximum of a and b, where a is x gc; v is the same of b and a.
+template <class V>
+SIMD_INLINE V share_of(V a, V b) {
+  return a < b ? V{} : a == b ? V{} + 0.5f : V{} + 1;
+}
+
+// channels: dgc = sum_p dy x gs; pixels: dgs = sum_c dy x gc; of a maximum with u and v in the place of the gates
+template <class T>
+void grad_gates(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_channels, Reduction of_pixels,
+                const Fields<Accumulator<T>>& channels, const Fields<Accumulator<T>>& pixels) {
+  using V = Vec<T>;
+  const auto reduce = [&]<class OfChannel, class OfPixel>(OfChannel, OfPixel, auto step) SIMD_INLINE_LAMBDA {
+    reduce_rows<OfChannel, OfPixel, T>(maps.shape, first, last, channels, pixels, false, step,
+                                       dense_rows(maps.shape, maps.grad_y, n), dense_rows(maps.shape, maps.x, n),
+                                       per_channel<T>(maps.channel_gate, n), per_pixel<T>(maps.spatial_gate, n));
+  };
+  const auto of_product = [](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
+    const V grad = dy * x;
+    channel(grad * gs);
+    pixel(grad * gc);
+  };
+  if (maps.merge == Merge::kMax)
+    return reduce(SumOf<T>{}, SumOf<T>{}, [](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
+      const V grad = dy * x, a = x * gc, b = x * gs;
+      channel(grad * share_of(a, b));
+      pixel(grad * share_of(b, a));
+    });
+  if (of_pixels == Reduction::kNothing)
+    reduce(SumOf<T>{}, Nothing<T>{}, of_product);
+  else if (of_channels == Reduction::kNothing)
+    reduce(Nothing<T>{}, SumOf<T>{}, of_product);
+  else
+    reduce(SumOf<T>{}, SumOf<T>{}, of_product);
+}
+
+// dM [c in M], of dM or, shared, of dM over the number of equal maxima
+template <class V>
+SIMD_INLINE V through_maximum(V place_or_value, V marked, V grad) {
+  return place_or_value == marked ? grad : V{};
+}
+
+// channels: dgc = sum_p x (dy gs + dm / C + dM [c in M])
+template <class T>
+void grad_channel_gate(const Maps<T>& maps, int64_t n, int64_t first, int64_t last,
+                       const Fields<Accumulator<T>>& channels) {
+  using V = Vec<T>;
+  const V of_mean = broadcast<T>(1 / Accumulator<T>(maps.shape.channels));
+  const auto reduce = [&](auto step, auto operand) SIMD_INLINE_LAMBDA {
+    reduce_rows<SumOf<T>, Nothing<T>, T>(maps.shape, first, last, channels, {}, false, step, operand,
+                                         dense_rows(maps.shape, maps.grad_y, n), dense_rows(maps.shape, maps.x, n),
+                                         per_pixel<T>(maps.spatial_gate, n), per_pixel<T>(maps.grad_means, n),
+                                         per_pixel<T>(maps.grad_maxima, n), per_pixel<T>(maps.marked, n));
+  };
+  if (maps.share)
+    reduce([=](auto& channel, auto&, V gc, V dy, V x, V gs, V dm, V dM, V marked)
+               SIMD_INLINE_LAMBDA { channel(x * fma(dy, gs, fma(dm, of_mean, through_maximum(x * gc, marked, dM)))); },
+           per_channel<T>(maps.channel_gate, n));
+  else
+    reduce([=](auto& channel, auto&, V c, V dy, V x, V gs, V dm, V dM, V marked)
+               SIMD_INLINE_LAMBDA { channel(x * fma(dy, gs, fma(dm, of_mean, through_maximum(c, marked, dM)))); },
+           ChannelOf<T>{});
+}
+
+// dx = dy (gc gs + skip) + (dm / C + dM [c in M]) gc + da / P + dA [p in A]
+template <class T>
+void grad_x(const Maps<T>& maps, int64_t n, int64_t first, int64_t last) {
+  using V = Vec<T>;
+  using A = Accumulator<T>;
+  const V skip = broadcast<T>(maps.skip), of_mean = broadcast<T>(1 / A(maps.shape.channels)),
+          of_pool = broadcast<T>(1 / A(maps.shape.pixels));
+  const auto dy = dense_rows(maps.shape, maps.grad_y, n);
+  const auto gc = per_channel<T>(maps.channel_gate, n), da = per_channel<T>(maps.grad_pool_means, n);
+  const auto gs = per_pixel<T>(maps.spatial_gate, n);
+  if (!maps.marked.data && !maps.pool_marked.data)
+    return map_sample(
+        maps, n, first, last, [=](V dy, V gc, V gs, V da) { return fma(dy, fma(gc, gs, skip), da * of_pool); }, dy, gc,
+        gs, da);
+  const auto dA = per_channel<T>(maps.grad_pool_maxima, n), pool_marked = per_channel<T>(maps.pool_marked, n);
+  const auto dm = per_pixel<T>(maps.grad_means, n), dM = per_pixel<T>(maps.grad_maxima, n),
+             marked = per_pixel<T>(maps.marked, n);
+  if (maps.share)
+    map_sample(
+        maps, n, first, last,
+        [=](V dy, V x, V gc, V gs, V dm, V dM, V marked, V da, V dA, V pool_marked) SIMD_INLINE_LAMBDA {
+          const V dz = fma(dm, of_mean, through_maximum(x * gc, marked, dM));
+          const V pooled = fma(da, of_pool, through_maximum(x, pool_marked, dA));
+          return fma(dy, fma(gc, gs, skip), fma(dz, gc, pooled));
+        },
+        dy, dense_rows(maps.shape, maps.x, n), gc, gs, dm, dM, marked, da, dA, pool_marked);
+  else
+    map_sample(
+        maps, n, first, last,
+        [=](V dy, V c, V p, V gc, V gs, V dm, V dM, V marked, V da, V dA, V pool_marked) SIMD_INLINE_LAMBDA {
+          const V dz = fma(dm, of_mean, through_maximum(c, marked, dM));
+          const V pooled = fma(da, of_pool, through_maximum(p, pool_marked, dA));
+          return fma(dy, fma(gc, gs, skip), fma(dz, gc, pooled));
+        },
+        dy, ChannelOf<T>{}, PixelOf<T>{}, gc, gs, dm, dM, marked, da, dA, pool_marked);
+}
+
+// dx = dy (gc u + gs v) + da / P + dt w
+template <class T>
+SIMD_INLINE void grad_concurrent_map(const Maps<T>& maps, int64_t n, int64_t first, int64_t last) {
+  using V = Vec<T>;
+  const V of_pool = broadcast<T>(1 / Accumulator<T>(maps.shape.pixels));
+  const auto dy = dense_rows(maps.shape, maps.grad_y, n);
+  const auto gc = per_channel<T>(maps.channel_gate, n), da = per_channel<T>(maps.grad_pool_means, n),
+             w = per_channel<T>(maps.weight, n);
+  const auto gs = per_pixel<T>(maps.spatial_gate, n), dt = per_pixel<T>(maps.grad_logits, n);
+  if (maps.merge == Merge::kAdd)
+    map_sample(
+        maps, n, first, last,
+        [=](V dy, V gc, V gs, V da, V dt, V w) { return fma(dy, gc + gs, fma(dt, w, da * of_pool)); }, dy, gc, gs, da,
+        dt, w);
+  else
+    map_sample(
+        maps, n, first, last,
+        [=](V dy, V x, V gc, V gs, V da, V dt, V w) SIMD_INLINE_LAMBDA {
+          const V a = x * gc, b = x * gs;
+          return fma(dy, fma(gc, share_of(a, b), gs * share_of(b, a)), fma(dt, w, da * of_pool));
+        },
+        dy, dense_rows(maps.shape, maps.x, n), gc, gs, da, dt, w);
+}
+
+// dx as above; channels: sum_p dt x
+template <class T>
+void grad_concurrent(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, bool of_weight,
+                     const Fields<Accumulator<T>>& channels) {
+  using V = Vec<T>;
+  // A few rows at a time, whose x the cache still holds for the second sum.
+  const int64_t row_bytes = maps.shape.row_length() * int64_t(sizeof(T));
+  const int64_t step = maps.out && of_weight ? 1 + kMapsAtATime / row_bytes : last - first;
+  for (int64_t end = last; end > first; end -= step) {
+    const int64_t begin = end - step > first ? end - step : first;
+    if (maps.out) grad_concurrent_map(maps, n, begin, end);
+    if (of_weight)
+      reduce_rows<SumOf<T>, Nothing<T>, T>(
+          maps.shape, begin, end, channels, {}, end < last,
+          [](auto& channel, auto&, V x, V dt) SIMD_INLINE_LAMBDA { channel(dt * x); },
+          dense_rows(maps.shape, maps.x, n), per_pixel<T>(maps.grad_logits, n));
+  }
+}
+
+// ---- numbers
+
+// to[i] = from[i]
+template <class T>
+void widen(Accumulator<T>* to, const T* from, int64_t count) {
+  row_map(to, count, [=](int64_t i, auto read) { return read(from + i); });
+}
+
+// to[i] = sum_n from[n, i], in order
+template <class T>
+void sum_samples(T* to, const Accumulator<T>* from, int64_t samples, int64_t count) {
+  row_map(to, count, [=](int64_t i, auto read) {
+    Vec<T> sum = {};
+    for (int64_t n = 0; n < samples; ++n) sum += read(from + n * count + i);
+    return sum;
+  });
+}
+
+template <class T>
+inline constexpr Kernels<T> kKernels = {
+    .pool = pool<T>,
+    .statistics = statistics<T>,
+    .scale = scale<T>,
+    .grad_gates = grad_gates<T>,
+    .grad_channel_gate = grad_channel_gate<T>,
+    .grad_x = grad_x<T>,
+    .grad_concurrent = grad_concurrent<T>,
+    .join = join_axes<Accumulator<T>>,
+    .widen = widen<T>,
+    .sum_samples = sum_samples<T>,
+};
+
+}  // namespace
+}  // namespace attnkernels::channel_spatial::SIMD_LEVEL
