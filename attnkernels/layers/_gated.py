@@ -18,13 +18,14 @@ from ._input import called
 class Gated(NamedTuple):
     """All of an op's call but the map, which is the first input, and the epilogue: residual and output_activation.
 
-    Modules among the options are called by the op, hooks and all; it stands for all others in the module.
+    Some ops have no epilogue. Modules among the options are called by the op, hooks and all; it stands for all others
+    in the module.
 
     Attributes:
         op: the op.
         layers: those whose tensors go into the op, in order, with the names of these; None: the op gets none.
         weights: these tensors.
-        options: the op's options but for the output activation, which is the last.
+        options: the op's options but for those of the epilogue, which come last.
         own: attributes of the module itself that decide whether the op computes what it does.
         methods: methods of its class, besides the forward, that do.
         settings: entries of the dictionaries of modules in it that do.

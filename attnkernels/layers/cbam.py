@@ -188,7 +188,7 @@ class CBAM(GatedLayer):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, first in _FIRST_STATISTIC.items():
             weight = state_dict.get(f"{prefix}{name}.weight")
-            if weight is not None and first != self.spatial_order[0]:
+            if weight is not None and weight.dim() == 4 and first != self.spatial_order[0]:
                 state_dict[f"{prefix}{name}.weight"] = weight.flip(1)
         rename(state_dict, prefix, _ALIASES)
         as_convolutions(state_dict, prefix, ("fc1", "fc2"))

@@ -151,10 +151,13 @@ def _candidate(
         obstacle = found if isinstance(found, str) else unusual(module, found, sharded)
         if not obstacle and wanted == "auto":
             obstacle = unserved(device_of(module))
-    if obstacle and is_flagged(module):
-        obstacle += " (it stays as an earlier patch left it)"
     op = found.op.name if hasattr(found, "op") else adapter.op  # that of a block is the op of the module in it
-    return _Candidate(names[0], module, adapter, op, obstacle, bool(match))
+    return _Candidate(names[0], module, adapter, op, obstacle and _left(module, obstacle), bool(match))
+
+
+def _left(module: nn.Module, obstacle: str) -> str:
+    """What the report says of a module that is left alone."""
+    return f"{obstacle} (it stays as an earlier patch left it)" if is_flagged(module) else obstacle
 
 
 def _without_parts(candidates: list[_Candidate]) -> list[_Candidate]:
@@ -167,7 +170,8 @@ def _without_parts(candidates: list[_Candidate]) -> list[_Candidate]:
         if not candidate.obstacle and not candidate.is_block:
             inside = {id(part) for part in candidate.module.modules() if part is not candidate.module}
             if kept := [other for other in candidates if other.excluded and id(other.module) in inside]:
-                candidate = replace(candidate, obstacle=f"its part {kept[0].name} is {kept[0].obstacle}")
+                obstacle = _left(candidate.module, f"its part {kept[0].name} is excluded")
+                candidate = replace(candidate, obstacle=obstacle)
             else:
                 parts |= inside
         result.append(candidate)
