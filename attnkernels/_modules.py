@@ -106,14 +106,22 @@ def affine(layer: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
             return None
     elif layer.__class__ is not nn.Linear:
         return None
+    return parameter(layer, "weight"), parameter(layer, "bias")
+
+
+def parameter(layer: nn.Module, name: str) -> Tensor | None:
+    """A layer's parameter of this name; None where it has none."""
     # nn.Module's own attribute lookup is slow Python; the replicas of DataParallel have no _parameters, but attributes.
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        weight = layer.weight
-    bias = layer._parameters.get("bias")
-    if bias is None:
-        bias = layer.bias
-    return weight, bias
+    value = layer._parameters.get(name)
+    return getattr(layer, name) if value is None else value
+
+
+def descendant(module: nn.Module, path: str) -> nn.Module | None:
+    """The module of this dotted path inside of another one; None where there is none."""
+    found: nn.Module | None = module
+    for name in path.split("."):
+        found = None if found is None else found._modules.get(name)
+    return found
 
 
 def are_ordinary(*tensors: Tensor | None) -> bool:

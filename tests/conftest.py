@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnkernels.ops._op import FusedOp
+from attnkernels.ops._op import Op
 from tools import emulation
 
 if emulation.is_built():  # make test builds it; a plain pytest does not wait for the compiler
@@ -25,12 +25,13 @@ def _one_thread():
 def calls(monkeypatch) -> list[dict]:
     """The name and, besides the weights, the arguments of each call of an op by name, as functions and modules make."""
     made = []
-    call = FusedOp.__call__
+    call = Op.__call__
 
     def recorded(op, backend, inputs, options=()):
         arguments = dict(zip(op.options, options, strict=True))
-        made.append({"op": op.name, "backend": backend, "residual": inputs[-1], **arguments})
+        residual = inputs[-1] if op.inputs[-1] == "residual" else None
+        made.append({"op": op.name, "backend": backend, "residual": residual, **arguments})
         return call(op, backend, inputs, options)
 
-    monkeypatch.setattr(FusedOp, "__call__", recorded)
+    monkeypatch.setattr(Op, "__call__", recorded)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .._modules import is_bare
+from .._modules import is_bare, parameter
 from ..ops.efficient_channel_attention.checks import GATES, MOST_TAPS
 from ..ops.efficient_channel_attention.schema import EFFICIENT_CHANNEL_ATTENTION
 from ._gated import Gated, not_bare, pointwise_child
@@ -33,6 +33,5 @@ def channel_convolution(
     gate_name = pointwise_child(module._modules.get(gate), GATES)
     if gate_name is None:
         return not_bare(gate, module._modules.get(gate), "a sigmoid or hard sigmoid")
-    weight = layer._parameters.get("weight")
-    weights = (layer.weight if weight is None else weight,)
+    weights = (parameter(layer, "weight"),)
     return Gated(EFFICIENT_CHANNEL_ATTENTION, ((layer, ("weight",)),), weights, (circular, gate_name), own)

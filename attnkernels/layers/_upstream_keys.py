@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# Those of batch normalisations too.
+_FIELDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
 
 def rename(state_dict: dict[str, Any], prefix: str, aliases: Mapping[str, Iterable[str]]) -> None:
     """Move the entries of other implementations to a layer's own names, in place.
@@ -19,7 +22,7 @@ def rename(state_dict: dict[str, Any], prefix: str, aliases: Mapping[str, Iterab
     """
     for own, others in aliases.items():
         for other in others:
-            for field in ("weight", "bias"):
+            for field in _FIELDS:
                 source, target = f"{prefix}{other}.{field}", f"{prefix}{own}.{field}"
                 if source in state_dict and target not in state_dict:
                     state_dict[target] = state_dict.pop(source)

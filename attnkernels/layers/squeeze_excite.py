@@ -17,10 +17,11 @@ _NAME = "SqueezeExcite"
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 _GATES = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
 
-# timm's EfficientNet, moskomule's senet.pytorch, NVIDIA's examples, lukemelas' EfficientNet, mmseg and mmpretrain
+# timm's EfficientNet, moskomule's senet.pytorch, NVIDIA's examples, lukemelas' EfficientNet, mmseg and mmpretrain, and
+# fvcore
 _ALIASES = {
-    "fc1": ("conv_reduce", "fc.0", "squeeze", "_se_reduce", "conv1.conv"),
-    "fc2": ("conv_expand", "fc.2", "expand", "_se_expand", "conv2.conv"),
+    "fc1": ("conv_reduce", "fc.0", "squeeze", "_se_reduce", "conv1.conv", "block.0"),
+    "fc2": ("conv_expand", "fc.2", "expand", "_se_expand", "conv2.conv", "block.2"),
 }
 
 
@@ -30,9 +31,10 @@ class SqueezeExcite(GatedLayer):
     `load_state_dict(strict=True)` takes this layer's own keys (`fc1`, `fc2`: also those of timm's `SEModule` and
     torchvision's `SqueezeExcitation`) and those of timm's EfficientNet (`conv_reduce`, `conv_expand`), moskomule's
     `SELayer` (`fc.0`, `fc.2`), NVIDIA's examples (`squeeze`, `expand`), lukemelas' EfficientNet (`_se_reduce`,
-    `_se_expand`) and mmseg (`conv1.conv`, `conv2.conv`), with weights of convolutions [rd, C, 1, 1] or of fully
-    connected layers [rd, C]; also where the layer is a part of a bigger model. Implementations without biases
-    (moskomule's) need `bias=False`, those with another reduced width its number as `rd_channels`.
+    `_se_expand`), mmseg (`conv1.conv`, `conv2.conv`) and fvcore (`block.0`, `block.2`), with weights of convolutions
+    [rd, C, 1, 1] or of fully connected layers [rd, C]; also where the layer is a part of a bigger model.
+    Implementations without biases (moskomule's) need `bias=False`, those with another reduced width its number as
+    `rd_channels`.
 
     `fc1` and `fc2` are ordinary `nn.Conv2d`; where they (or `act` and `gate`) carry hooks or were replaced by modules
     of other classes, the children are called one by one instead of the fused op.

@@ -19,9 +19,11 @@ from types import CodeType
 
 from torch import nn
 
-from .._modules import lives_as_long_as_the_process, qualified_name
+from .._modules import NOT_BARE, descendant, is_bare, lives_as_long_as_the_process, qualified_name
 from . import _fingerprints
 from ._dispatch import Serve, is_wrapped_by_others, original_forward, takes_one_input
+
+SEQUENTIAL = "torch.nn.modules.container.Sequential"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +89,29 @@ _recognised: dict[tuple[type, str], Callable] = {}
 
 
 def is_original(cls: type, name: str) -> bool:
-    """Whether a class has this qualified name and a forward that is known."""
+    """Whether a class has this qualified name, or as "*.Name" this one in any module, and a forward that is known."""
     if _recognised.get((cls, name)) is cls.forward:
         return True
-    if qualified_name(cls) != name or fingerprint(cls) not in _fingerprints.known(name):
+    found = f"*.{cls.__name__}" if name.startswith("*.") else qualified_name(cls)
+    if found != name or fingerprint(cls) not in _fingerprints.known(name):
         return False
     if lives_as_long_as_the_process(cls):
         _recognised[cls, name] = cls.forward
     return True
+
+
+def not_replaceable(module: nn.Module, path: str, original: str) -> str:
+    """Why an op cannot run in place of the own forward of a module inside another one; empty where it can.
+
+    Args:
+        module: the one outside.
+        path: the dotted path to the one inside.
+        original: the name of its class, as in `is_original`.
+    """
+    child = descendant(module, path)
+    if child is None or not is_original(child.__class__, original):
+        return f"its {path} is not the {original.removeprefix('*.')} this was written for"
+    return "" if is_bare(child) else f"its {path} {NOT_BARE}"
 
 
 def find_adapter(cls: type, adapters: dict[str, Adapter]) -> tuple[Adapter | None, str]:

@@ -243,7 +243,7 @@ class Block:
 
 def _settings(found: Gated, module: nn.Module) -> list[tuple[Any, str]]:
     """Entries that decide whether the op computes what an excitation inside a block does, for a guard of the block."""
-    return [*((module.__dict__, name) for name in (FLAG, *found.own)), *found.methods_of(module)]
+    return [*((module.__dict__, name) for name in (FLAG, *found.own)), *found.settings_of(module)]
 
 
 def _children(block: nn.Module, names: str) -> list[nn.Module] | None:

@@ -1,7 +1,7 @@
 """The forwards that the adapters were written for, by the fingerprints of their methods.
 
-`python -m tools.fingerprints` compares this table with the installed libraries and adds to it. Projects copy CCNet's
-code, so its classes have no versions; "*" stands for any module.
+`python -m tools.fingerprints` compares this table with the installed libraries and adds to it. Projects copy the code of
+CCNet, CBAM and scSE, so its classes have no versions; "*" stands for any module.
 """
 
 from __future__ import annotations
@@ -39,6 +39,28 @@ TABLE: tuple[tuple[str, str, str, str, str], ...] = (
     ("torchvision.models.efficientnet.MBConv", "0.29.1", "0.29.1", "forward", "f9df31e4a0f85b5c"),
     ("torchvision.models.regnet.ResBottleneckBlock", "0.29.1", "0.29.1", "forward", "bbf23f11e30fbdec"),
     ("torch.nn.modules.container.Sequential", "2.14.1", "2.14.1", "forward", "e171bb8fd24ef696"),
+    ("timm.layers.cbam.CbamModule", "0.9.16", "1.0.31", "forward", "67960163a33a6d70"),
+    ("timm.layers.cbam.ChannelAttn", "0.9.16", "1.0.31", "forward", "2d5246ef2af91041"),
+    ("timm.layers.cbam.SpatialAttn", "0.9.16", "1.0.31", "forward", "69076c9e3abee837"),
+    ("ultralytics.nn.modules.conv.CBAM", "8.0.100", "8.4.190", "forward", "e0f29a002e8ae316"),
+    ("ultralytics.nn.modules.conv.ChannelAttention", "8.0.100", "8.4.190", "forward", "38dd6613a4f70f11"),
+    ("ultralytics.nn.modules.conv.SpatialAttention", "8.0.100", "8.4.190", "forward", "e46562e804b14b61"),
+    ("segmentation_models_pytorch.base.modules.SCSEModule", "0.2.0", "0.6.0", "forward", "a5787e1432a3a533"),
+    ("monai.networks.blocks.squeeze_and_excitation.ChannelSELayer", "0.9.0", "1.6.1", "forward", "a2d606145078949c"),
+    ("fvcore.nn.squeeze_excitation.ChannelSpatialSqueezeExcitation", "0.1.5.post20221221", "0.1.5.post20221221", "forward", "31f7a6b76f376f24"),
+    ("fvcore.nn.squeeze_excitation.SqueezeExcitation", "0.1.5.post20221221", "0.1.5.post20221221", "forward", "ed4f217c2ae346a8"),
+    ("fvcore.nn.squeeze_excitation.SpatialSqueezeExcitation", "0.1.5.post20221221", "0.1.5.post20221221", "forward", "bd2ee8b18e48c026"),
+    ("*.CBAM", "", "", "forward", "52be08f33b914ae2"),
+    ("*.ChannelGate", "", "", "forward", "884f287c8f9db7ca"),
+    ("*.ChannelGate", "", "", "forward", "ea83660b04c7b5ce"),
+    ("*.SpatialGate", "", "", "forward", "8c67f6b459628bc7"),
+    ("*.SpatialGate", "", "", "forward", "fea0571673192c63"),
+    ("*.ChannelPool", "", "", "forward", "25ba2fd70656f388"),
+    ("*.BasicConv", "", "", "forward", "1121aa5b3d8808e1"),
+    ("*.Flatten", "", "", "forward", "604244d27883c0de"),
+    ("*.ChannelSpatialSELayer", "", "", "forward", "c1960c20f349071d"),
+    ("*.ChannelSELayer", "", "", "forward", "fba1ca200d672d13"),
+    ("*.SpatialSELayer", "", "", "forward", "48a18ff967c42c8a"),
     ("mmcv.ops.cc_attention.CrissCrossAttention", "", "", "forward", "19e0c4b51ccbf536"),
     ("*.CrissCrossAttention", "", "", "forward", "942befffc61a1ca1"),
     ("*.CC_module", "", "", "forward", "942befffc61a1ca1"),

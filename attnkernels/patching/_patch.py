@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def patch(
             _candidate(names[id(module)], module, included, excluded, id(module) in sharded, wanted)
             for module in model.modules()
         ]
-        found = [candidate for candidate in found if candidate is not None]
+        found = _without_parts([candidate for candidate in found if candidate is not None])
         candidates = _without_lonely_blocks(found)
         chosen = [candidate for candidate in candidates if not candidate.obstacle]
         replaced = tuple(
@@ -115,6 +115,7 @@ class _Candidate:
     adapter: Adapter
     op: str
     obstacle: str
+    excluded: bool
 
     @property
     def original(self) -> str:
@@ -138,7 +139,8 @@ def _candidate(
     if adapter is None:
         return None
     found: tuple | str = ""
-    if excluded is not None and (match := excluded.matched_by(module)):
+    match = "" if excluded is None else excluded.matched_by(module)
+    if match:
         obstacle = f"excluded by {match}"
     elif included is not None and not included.matched_by(module):
         obstacle = "not among those to include"
@@ -149,10 +151,31 @@ def _candidate(
         obstacle = found if isinstance(found, str) else unusual(module, found, sharded)
         if not obstacle and wanted == "auto":
             obstacle = unserved(device_of(module))
-    if obstacle and is_flagged(module):
-        obstacle += " (it stays as an earlier patch left it)"
     op = found.op.name if hasattr(found, "op") else adapter.op  # that of a block is the op of the module in it
-    return _Candidate(names[0], module, adapter, op, obstacle)
+    return _Candidate(names[0], module, adapter, op, obstacle and _left(module, obstacle), bool(match))
+
+
+def _left(module: nn.Module, obstacle: str) -> str:
+    """What the report says of a module that is left alone."""
+    return f"{obstacle} (it stays as an earlier patch left it)" if is_flagged(module) else obstacle
+
+
+def _without_parts(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Drops what is inside a module that is replaced as a whole, which is not where a part of it is excluded."""
+    result: list[_Candidate] = []
+    parts: set[int] = set()
+    for candidate in candidates:  # a module comes before what is inside
+        if id(candidate.module) in parts:
+            continue
+        if not candidate.obstacle and not candidate.is_block:
+            inside = {id(part) for part in candidate.module.modules() if part is not candidate.module}
+            if kept := [other for other in candidates if other.excluded and id(other.module) in inside]:
+                obstacle = _left(candidate.module, f"its part {kept[0].name} is excluded")
+                candidate = replace(candidate, obstacle=obstacle)
+            else:
+                parts |= inside
+        result.append(candidate)
+    return result
 
 
 def _without_lonely_blocks(candidates: list[_Candidate]) -> list[_Candidate]:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn import functional as F
 
-from .._modules import has_its, is_bare, pointwise_name, qualified_name
+from .._modules import NOT_BARE, has_its, is_bare, pointwise_name, qualified_name
 from ..layers._gated import Gated
-from ..ops._op import FusedOp
+from ..ops._op import Op
 from ..ops.squeeze_excite.schema import INPUT_ACTIVATION, SQUEEZE_EXCITE
 from . import _fingerprints
-from ._adapter import Adapter, fingerprint, is_original
+from ._adapter import SEQUENTIAL, Adapter, fingerprint, is_original
 from ._registry import ADAPTERS
 
 # What these return is new memory at each call.
@@ -22,7 +22,6 @@ _CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2d
 _conv2d = F.conv2d
 _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"  # its activation is a child
-_SEQUENTIAL = "torch.nn.modules.container.Sequential"
 _CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
 
 
@@ -40,7 +39,7 @@ class Pattern(NamedTuple):
     counts: tuple = ()  # what is counted of the convolution's result where it may be written over
 
     @property
-    def op(self) -> FusedOp:
+    def op(self) -> Op:
         """The op that serves the block."""
         return self.excitation.op
 
@@ -68,13 +67,15 @@ def is_written_over(module: nn.Module | None) -> bool:
 def excitation_inside(block: nn.Module, name: str) -> Gated | str:
     """What the op takes from a block's child of this name, a bare module; a reason where it is not."""
     module = block._modules.get(name)
-    if not is_excitation(module) or not is_bare(module):
-        return f"its {name} is not a bare squeeze-and-excitation module"
+    if not is_excitation(module):
+        return f"its {name} is no squeeze-and-excitation module, it alone is replaced"
+    if not is_bare(module):
+        return f"its {name} {NOT_BARE}"
     return _adapter_inside(module.__class__).arguments(module)
 
 
 def is_sequential(module: nn.Module | None) -> bool:
-    return fingerprint(module.__class__) in _fingerprints.known(_SEQUENTIAL)
+    return fingerprint(module.__class__) in _fingerprints.known(SEQUENTIAL)
 
 
 def pattern(

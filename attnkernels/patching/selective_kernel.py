@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._context import PASSES_MODULES, is_ordinary
-from .._modules import NOT_BARE, is_bare
 from ..ops import selective_kernel
 from ..ops.selective_kernel.checks import MAX_BRANCHES
-from ._adapter import Adapter, is_original
+from ._adapter import Adapter, not_replaceable
 from ._availability import is_unserved
 from ._dispatch import backend_of
 from ._registry import register
@@ -24,19 +23,10 @@ _ATTENTION = "timm.layers.selective_kernel.SelectiveKernelAttn"
 _RADIX_SOFTMAX = "timm.layers.split_attn.RadixSoftmax"
 
 
-def _replaceable(name: str, child: nn.Module | None, original: str) -> str:
-    """Why the op cannot run in place of a child's own forward; empty where it can."""
-    if child is None or not is_original(child.__class__, original):
-        return f"its {name} is not the {original} this was written for"
-    if not is_bare(child):
-        return f"its {name} {NOT_BARE}"
-    return ""
-
-
 def _selective_kernel(module: nn.Module) -> tuple | str:
     if not 2 <= len(module.paths) <= MAX_BRANCHES:
         return f"it has {len(module.paths)} paths, the op takes 2 to {MAX_BRANCHES}"
-    return _replaceable("attn", module._modules.get("attn"), _ATTENTION) or ()
+    return not_replaceable(module, "attn", _ATTENTION) or ()
 
 
 def _forward_selective_kernel(self: nn.Module, original: Callable, x: Tensor) -> Tensor:
@@ -64,7 +54,7 @@ def _split_attention(module: nn.Module) -> tuple | str:
         return "radix 1: one branch, gated by a sigmoid"
     if module.radix > MAX_BRANCHES:
         return f"radix {module.radix}, the op takes 2 to {MAX_BRANCHES} branches"
-    return _replaceable("rsoftmax", module._modules.get("rsoftmax"), _RADIX_SOFTMAX) or ()
+    return not_replaceable(module, "rsoftmax", _RADIX_SOFTMAX) or ()
 
 
 def _forward_split_attention(self: nn.Module, original: Callable, x: Tensor) -> Tensor:

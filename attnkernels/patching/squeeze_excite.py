@@ -1,4 +1,6 @@
-"""squeeze_excite in the place of the squeeze-and-excitation modules of timm and torchvision."""
+"""squeeze_excite in the place of squeeze-and-excitation modules: of timm, torchvision, MONAI, fvcore, ai-med's code
+wherever it was copied to, and ultralytics' channel attention, a single layer on the average.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from ..layers._excitation import excitation
 from ..layers._gated import Gated
 from ._adapter import Adapter
 from ._dispatch import Serve
-from ._gates import Arguments, forward_of, serve
+from ._gates import Arguments, forward_of, not_averages, not_sequential, serve
 from ._registry import register
 
 _OP = "squeeze_excite"
@@ -36,12 +38,33 @@ def _timm_effective(module: nn.Module) -> Gated | str:
 
 
 def _torchvision(module: nn.Module) -> Gated | str:
-    squeeze = module._modules.get("avgpool")
-    if squeeze.__class__ is not nn.AdaptiveAvgPool2d or squeeze.output_size not in (1, (1, 1)) or not is_bare(squeeze):
-        return "its avgpool is not a bare AdaptiveAvgPool2d(1)"
+    if obstacle := not_averages(module, "avgpool"):
+        return obstacle
     if "_scale" in module.__dict__ or not has_its("_scale", module.__class__):
         return "its _scale is not the one this was written for"
     return excitation(module, "fc1", "activation", "fc2", "scale_activation", own=("_scale",), methods=("_scale",))
+
+
+def _monai(module: nn.Module) -> Gated | str:
+    if module.add_residual:
+        return "it adds its input to the result (add_residual)"
+    return (
+        not_averages(module, "avg_pool")
+        or not_sequential(module, "fc", 4)
+        or excitation(module, "fc.0", "fc.1", "fc.2", "fc.3", own=("add_residual",))
+    )
+
+
+def _fvcore(module: nn.Module) -> Gated | str:
+    if module.is_3d:
+        return "is_3d: the op takes maps of two dimensions"
+    return not_sequential(module, "block", 4) or excitation(
+        module, "block.0", "block.1", "block.2", "block.3", own=("is_3d",)
+    )
+
+
+def _ultralytics(module: nn.Module) -> Gated | str:
+    return not_averages(module, "pool") or excitation(module, None, None, "fc", "act")
 
 
 def _forward_channels_last(arguments: Arguments) -> Serve:
@@ -72,6 +95,10 @@ serve(
     partial(excitation, reduce="fc1", activation="relu", expand="fc2", gate="sigmoid"),
 )
 serve(_OP, "torchvision.ops.misc.SqueezeExcitation", _torchvision, ("forward", "_scale"))
+serve(_OP, "monai.networks.blocks.squeeze_and_excitation.ChannelSELayer", _monai)
+serve(_OP, "fvcore.nn.squeeze_excitation.SqueezeExcitation", _fvcore)
+serve(_OP, "ultralytics.nn.modules.conv.ChannelAttention", _ultralytics)
+serve(_OP, "*.ChannelSELayer", partial(excitation, reduce="fc1", activation="relu", expand="fc2", gate="sigmoid"))
 
 _channels_last = partial(excitation, reduce="fc1", activation="act", expand="fc2", gate="gate")
 register(

@@ -58,7 +58,7 @@ def test_nothing_to_replace():
     assert report.replaced == report.skipped == ()
     assert str(report).startswith("nothing to replace")
     assert "timm.layers.squeeze_excite.SEModule" in report.recognised
-    assert "timm: CecaModule, EcaModule, EffectiveSEModule, SEModule" in str(report)
+    assert "timm: CbamModule, CecaModule, ChannelAttn, EcaModule, EffectiveSEModule, SEModule" in str(report)
     # blocks without attention are no attention modules
     assert attnkernels.patch(timm.create_model("resnet18", channels=(8, 8, 8, 8))).skipped == ()
 

@@ -188,11 +188,16 @@ def test_classes_of_the_running_program():
 def test_classes_that_are_known_in_print():
     lines = str(attnkernels.patch(nn.Sequential(nn.ReLU()))).splitlines()
     assert lines[1:] == [
-        "    timm: CecaModule, EcaModule, EffectiveSEModule, SEModule, SelectiveKernel, SplitAttn,",
-        "    SqueezeExcite, SqueezeExciteCl",
+        "    timm: CbamModule, CecaModule, ChannelAttn, EcaModule, EffectiveSEModule, SEModule,",
+        "    SelectiveKernel, SpatialAttn, SplitAttn, SqueezeExcite, SqueezeExciteCl",
         "    torchvision: SqueezeExcitation",
+        "    monai: ChannelSELayer",
+        "    fvcore: ChannelSpatialSqueezeExcitation, SpatialSqueezeExcitation, SqueezeExcitation",
+        "    ultralytics: CBAM, ChannelAttention, SpatialAttention",
+        "    any package: CBAM, CC_module, ChannelSELayer, ChannelSpatialSELayer, CrissCross,",
+        "    CrissCrossAttention",
+        "    segmentation_models_pytorch: SCSEModule",
         "    mmcv: CrissCrossAttention",
-        "    any package: CC_module, CrissCross, CrissCrossAttention",
     ]
     assert max(map(len, lines)) <= NARROWEST
 

@@ -220,7 +220,92 @@ def _efficient_channel_attention() -> Subject:
     )  # fmt: skip
 
 
-FORMULAS = [_squeeze_excite(), *_selective_kernels(), *_criss_cross(), _efficient_channel_attention()]
+def _gate_layers() -> tuple[dict[str, torch.Tensor], list[Mistake]]:
+    """The fully connected layers of a channel gate."""
+    layers = {
+        "reduce_weight": torch.ones(RD, C), "reduce_bias": torch.ones(RD),
+        "expand_weight": torch.ones(C, RD), "expand_bias": torch.ones(C),
+    }  # fmt: skip
+    rows = [*no_tensors("x", X), *wrong_dtypes("x", X), *shapes("x", "[N, C, H, W]", FEATURE_MAPS)]
+    for name, good in layers.items():
+        rows += _tensor(name, good, optional=True)
+    rows += shapes(
+        "reduce_weight", f"[rd, {C}]",
+        [("transposed", (C, RD)), ("other channels", (RD, C + 1)), ("kernel of 3", (RD, C, 3, 3)), ("scalar", ())],
+    )  # fmt: skip
+    rows += shapes("reduce_bias", f"[{RD}]", [("bias of fc2", (C,)), ("matrix", (1, RD)), ("scalar", ())])
+    rows += shapes(
+        "expand_weight", f"[{C}, {RD}]",
+        [("transposed", (RD, C)), ("other width", (C, RD + 1)), ("kernel of 3", (C, RD, 3, 3)), ("scalar", ())],
+    )  # fmt: skip
+    rows += shapes("expand_bias", f"[{C}]", [("bias of fc1", (RD,)), ("matrix", (1, C)), ("scalar", ())])
+    single = {"reduce_weight": None, "expand_weight": torch.ones(C, C)}
+    none = {"expand_weight": None}
+    rows += [
+        Mistake("reduce_bias", "alone", torch.ones(RD), ValueError, "None, as reduce_weight is None", "[3]", single),
+        Mistake(
+            "reduce_weight", "alone", torch.ones(RD, C), ValueError, "None, as expand_weight is None", "[3, 8]", none
+        ),
+    ]
+    return layers, rows
+
+
+def _cbam() -> Subject:
+    layers, rows = _gate_layers()
+    weight, bias = torch.ones(1, 2, 3, 3), torch.ones(1)
+    rows += [*_tensor("spatial_weight", weight, optional=True), *_tensor("spatial_bias", bias, optional=True)]
+    rows += shapes(
+        "spatial_weight", "[1, 2, k, k]",
+        [("one statistic", (1, 1, 3, 3)), ("oblong", (1, 2, 3, 5)), ("without batch", (2, 3, 3)), ("scalar", ())],
+    )  # fmt: skip
+    rows += shapes("spatial_bias", "[1]", [("scalar", ()), ("two", (2,))])
+    rows += [
+        Mistake("spatial_weight", f"of {k}", torch.ones(1, 2, k, k), ValueError, "an odd number", str(k))
+        for k in (0, 2, 4, 17)
+    ]
+    no_gate = {name: None for name in layers}
+    channels = {"spatial_weight": None, "spatial_bias": None}
+    sequence, order = "a sequence of names", '("max", "mean") or ("mean", "max")'
+    rows += [
+        Mistake("spatial_weight", "no gate", None, ValueError, "there is no gate", "None", {**no_gate, "spatial_bias": None}),
+        Mistake("spatial_bias", "alone", bias, ValueError, "None, as spatial_weight is None", "[1]", {"spatial_weight": None}),
+        Mistake("spatial_norm", "alone", nn.ReLU(), ValueError, "None, as spatial_weight is None", "ReLU", channels),
+        Mistake("spatial_norm", "class", nn.BatchNorm2d, TypeError, "a callable from", "class BatchNorm2d"),
+        Mistake("spatial_norm", "flag", True, TypeError, "a callable from", "True"),
+        Mistake("spatial_norm", "no result", lambda x: None, TypeError, "a callable that returns a tensor", "None"),
+        Mistake("spatial_norm", "mean", lambda x: x.mean(), ValueError, f"[{N}, 1, {H}, {W}]", "[]"),
+        Mistake("pool_types", "name", "avg", TypeError, sequence, "'avg'"),
+        Mistake("pool_types", "None", None, TypeError, sequence, "None"),
+        Mistake("pool_types", "unknown", ("avg", "mean"), ValueError, "'avg'", "'mean'"),
+        Mistake("pool_types", "number", ("avg", 3), TypeError, "'avg'", "3"),
+        Mistake("pool_types", "empty", (), ValueError, "one or more different names", "()"),
+        Mistake("pool_types", "twice", ("avg", "avg"), ValueError, "one or more different names", "('avg', 'avg')"),
+        Mistake("spatial_order", "name", "max", TypeError, order, "'max'"),
+        Mistake("spatial_order", "one", ("max",), ValueError, order, "('max',)"),
+        Mistake("spatial_order", "pools", ("max", "avg"), ValueError, order, "('max', 'avg')"),
+        *no_names("ties", "'first'", ("last", "First")), *no_flags("skip"), *backends(),
+    ]  # fmt: skip
+    right = {"x": X, **layers, "spatial_weight": weight, "spatial_bias": bias}
+    return Subject("cbam", attnkernels.cbam, lambda: dict(right), rows)
+
+
+def _scse() -> Subject:
+    layers, rows = _gate_layers()
+    weight, bias = torch.ones(1, C, 1, 1), torch.ones(1)
+    rows += [*_tensor("spatial_weight", weight), *_tensor("spatial_bias", bias, optional=True)]
+    rows += shapes(
+        "spatial_weight", f"[{C}] or [1, {C}] or [1, {C}, 1, 1]",
+        [("transposed", (C, 1)), ("other channels", (1, C + 1, 1, 1)), ("kernel of 3", (1, C, 3, 3)), ("scalar", ())],
+    )  # fmt: skip
+    rows += shapes("spatial_bias", "[1]", [("scalar", ()), ("of channels", (C,))])
+    rows += [*no_names("merge", "'max'", ("mul", "Max", "product")), *backends()]
+    right = {"x": X, **layers, "spatial_weight": weight, "spatial_bias": bias}
+    return Subject("scse", attnkernels.scse, lambda: dict(right), rows)
+
+
+FORMULAS = [
+    _squeeze_excite(), *_selective_kernels(), *_criss_cross(), _efficient_channel_attention(), _cbam(), _scse()
+]  # fmt: skip
 # What a reference does not mind: a backend that is there, but not for these tensors.
 DEVICES = [
     Mistake("backend", f"{name} on cpu", name, ValueError, "one that can run here", repr(name))

@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from attnkernels.layers import (
+    CBAM,
+    ChannelSE,
+    ChannelSpatialSE,
     CrissCrossAttention,
     EfficientChannelAttention,
     SelectiveKernel,
     SKConv,
+    SpatialSE,
     SqueezeExcite,
 )
 
@@ -122,6 +126,29 @@ CONSTRUCTORS = [
         ],
     ),
     Subject(
+        "CBAM", CBAM, lambda: {"channels": C},
+        [
+            *no_integers("channels"), *no_integers("reduction"), *no_flags("spatial"),
+            *no_integers("rd_channels", optional=True), *no_flags("bias"), *no_names("ties", "'first'", ("last", "First")),
+            *no_ratios("bn_momentum"), *no_integers("kernel_size", most=15), *no_flags("spatial_norm"),
+            *no_flags("channel_mlp"),
+            *(Mistake("kernel_size", str(k), k, ValueError, "an odd number", str(k)) for k in (2, 4, 14)),
+            Mistake("kernel_size", "pair", (7, 7), TypeError, "an integer", "(7, 7)"),
+            Mistake("pool_types", "name", "avg", TypeError, "a sequence of names", "'avg'"),
+            Mistake("pool_types", "unknown", ("mean",), ValueError, "'avg'", "'mean'"),
+            Mistake("pool_types", "empty", [], ValueError, "one or more different names", "[]"),
+            Mistake("pool_types", "single layer", ("max",), ValueError, "the average alone", "('max',)", {"channel_mlp": False}),
+            Mistake("spatial_order", "name", "max", TypeError, '("max", "mean")', "'max'"),
+            Mistake("spatial_order", "pools", ("max", "avg"), ValueError, '("max", "mean")', "('max', 'avg')"),
+        ],
+    ),
+    Subject("ChannelSE", ChannelSE, lambda: {"channels": C}, [*no_integers("channels"), *no_integers("reduction")]),
+    Subject("SpatialSE", SpatialSE, lambda: {"channels": C}, no_integers("channels")),
+    Subject(
+        "ChannelSpatialSE", ChannelSpatialSE, lambda: {"channels": C},
+        [*no_integers("channels"), *no_integers("reduction"), *no_names("merge", "'max'", ("mul", "Max"))],
+    ),
+    Subject(
         "SelectiveKernel", SelectiveKernel, lambda: {"in_channels": C},
         [
             *no_integers("in_channels"), *no_integers("out_channels", optional=True), *_kernel_sizes(),
@@ -165,6 +192,11 @@ FORWARDS = [
     replace(
         _forward(EfficientChannelAttention(C), "EfficientChannelAttention.forward"), mistakes=_maps_of_any_channels()
     ),
+    _forward(CBAM(C), "CBAM.forward"),
+    _forward(CBAM(C, channel_mlp=False, spatial_norm=False), "CBAM(single layer).forward"),
+    _forward(ChannelSE(C), "ChannelSE.forward"),
+    _forward(SpatialSE(C), "SpatialSE.forward"),
+    _forward(ChannelSpatialSE(C), "ChannelSpatialSE.forward"),
     _forward(CrissCrossAttention(C, dim=3), "CrissCrossAttention(dim=3).forward", rank=5),
     _forward(SelectiveKernel(C), "SelectiveKernel.forward"),
     _forward(SelectiveKernel(C, split_input=True), "SelectiveKernel(split_input).forward"),

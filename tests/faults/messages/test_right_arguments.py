@@ -10,7 +10,17 @@ from torch import nn
 
 import attnkernels
 from attnkernels import reference, testing
-from attnkernels.layers import CrissCrossAttention, EfficientChannelAttention, SelectiveKernel, SKConv, SqueezeExcite
+from attnkernels.layers import (
+    CBAM,
+    ChannelSE,
+    ChannelSpatialSE,
+    CrissCrossAttention,
+    EfficientChannelAttention,
+    SelectiveKernel,
+    SKConv,
+    SpatialSE,
+    SqueezeExcite,
+)
 
 C = 16
 X = torch.randn(2, C, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -25,6 +35,13 @@ LAYERS = [
         ("SelectiveKernel", lambda: SelectiveKernel(C)),
         ("SelectiveKernel(split_input)", lambda: SelectiveKernel(C, split_input=True)),
         ("SKConv", lambda: SKConv(C, groups=2)),
+        ("CBAM", lambda: CBAM(C)),
+        ("CBAM(share)", lambda: CBAM(C, pool_types=("lp", "max", "lse"), ties="share", spatial_norm=False)),
+        ("CBAM(single layer)", lambda: CBAM(C, channel_mlp=False, spatial=False)),
+        ("ChannelSE", lambda: ChannelSE(C)),
+        ("SpatialSE", lambda: SpatialSE(C)),
+        ("ChannelSpatialSE", lambda: ChannelSpatialSE(C)),
+        ("ChannelSpatialSE(add)", lambda: ChannelSpatialSE(C, merge="add")),
     )
 ]
 
@@ -36,6 +53,8 @@ def test_integers_of_other_libraries(integer):
     SelectiveKernel(integer(C), integer(C), [integer(3), 5], integer(2), stride=integer(2), rd_divisor=integer(4))
     SelectiveKernel(C, kernel_size=integer(3), rd_channels=integer(8), dilation=integer(2))
     SKConv(integer(C), integer(3), integer(4), integer(8), stride=integer(1))
+    CBAM(integer(C), integer(4), rd_channels=integer(8), kernel_size=integer(3))
+    ChannelSpatialSE(integer(C), integer(4))
     testing.placed(X, integer(1))
 
 
