@@ -35,6 +35,8 @@ struct Case {
   int64_t offset_of(Operand operand) const { return offset + (operand == moved ? by : 0); }
 };
 
+constexpr int64_t kLargeMap = 40;  // pixels; larger ones take as long as all others together
+
 // visit(query, key, entry) for every pair of pixels of a sample; in volumes the entry means nothing.
 template <class Visit>
 void for_each_pair(const cc::Shape& shape, Visit visit) {
@@ -179,8 +181,10 @@ struct Checker {
       if (needs & 2) expect("grad_key" + which, grads[1].doubles(), want.grad_key, 2 * tolerance, terms);
       if (needs & 4) expect("grad_value" + which, grads[2].doubles(), want.grad_value, tolerance);
     };
+    // What a call skips, of the smaller maps in one type of each size; bfloat16 is accessed as half is.
+    const bool every_need = shape.pixels() <= kLargeMap && c.by <= 1 && !std::is_same_v<T, __nv_bfloat16>;
     for (const bool by_lines : {false, true})
-      for (const int needs : {7, 1, 2, 4}) backward(by_lines, needs);
+      for (const int needs : every_need ? std::vector<int>{7, 1, 2, 4} : std::vector<int>{7}) backward(by_lines, needs);
   }
 
   // Aggregate, and its backward, whose kernels are those of affinity with the roles exchanged.
@@ -253,7 +257,8 @@ int main(int count, char** arguments) {
       attnkernels::emulation::device.major = major;
       if (kWatchesOrder && major < 8) continue;
       check<__half>(c, DataType::kHalf, 2e-3, seed);
-      if (!kWatchesOrder) check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
+      if (!kWatchesOrder && c.depth * c.height * c.width <= kLargeMap)
+        check<__nv_bfloat16>(c, DataType::kBFloat16, 1.6e-2, seed);
     }
     if (failures) return finish();
   }
