@@ -30,7 +30,7 @@ _PRODUCT, _ADD = MERGES.index("product"), MERGES.index("add")
 # Values of a tile. Three tiles of accumulators, or two maps and the numbers of each pixel, leave room for no more.
 _VALUES = 2048
 # Values that a program of the finishing kernel holds of each row, and parts that it reads at a time.
-_FINISH_VALUES, _FINISH_PARTS = 2048, 64
+_FINISH_VALUES, _FINISH_PARTS = 1024, 64
 
 
 class Call(NamedTuple):

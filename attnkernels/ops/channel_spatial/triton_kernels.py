@@ -41,9 +41,7 @@ def _place(
 
 
 @triton.jit
-def _indices(
-    i, j, step, steps, WALKS_CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr
-):
+def _indices(i, j, step, steps, WALKS_CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr):
     """The channels and the pixels of a step's tile."""
     if WALKS_CHANNELS:
         i = i * steps + step
@@ -81,7 +79,7 @@ def _store_row(ptr, row, i, length, value):
 @triton.jit
 def _larger(value, mark, best, best_mark, SHARE: tl.constexpr):
     """The larger of `value` and `best`, which comes before it, and its mark; the first NaN is the largest. Of equal
-    ones the mark is the first's or, SHARE, the sum."""
+    ones the mark is the first's or, SHARE, the sum. The start is -inf with mark 0: if all are -inf, the first is 0."""
     larger = (value > best) | ((value != value) & (best == best))
     if SHARE:
         best_mark += tl.where(value == best, mark, 0)
@@ -156,10 +154,7 @@ def channel_spatial_pool(
     if bias_ptr is not None:
         bias = tl.where(i == 0, tl.load(bias_ptr).to(accumulation), 0)
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
-    best = total - float("inf")
-    best_mark = total
-    if not SHARE:
-        best_mark += pixel.to(accumulation)[None, :]
+    best, best_mark = total - float("inf"), total
     weight = _load_row(weight_ptr, 0, channel, channels, 0, accumulation)
     for step in range(steps):
         channel, pixel, at, mask = _tile(
@@ -208,10 +203,7 @@ def channel_spatial_statistics(
         channels, chunks, steps, LAST_FIRST, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
     )
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
-    best = total - float("inf")
-    best_mark = total
-    if not SHARE:
-        best_mark += channel.to(accumulation)[:, None]
+    best, best_mark = total - float("inf"), total
     for step in range(steps):
         channel, pixel, at, mask = _tile(
             i, j, step, steps, channels, pixels, CHANNELS_LAST, WIDE, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
@@ -241,11 +233,7 @@ def channel_spatial_finish(
     row = at // length * (ROWS * length) + at % length
     part = tl.arange(0, BLOCK_PARTS)
     total = tl.zeros([BLOCK_PARTS, BLOCK], accumulation)
-    best = total - float("inf")
-    best_mark = total
-    if part_marks_ptr is not None and not SHARE:
-        mask = (part < parts)[:, None] & in_count[None, :]
-        best_mark = tl.load(part_marks_ptr + part[:, None] * count + at[None, :], mask=mask, other=float("inf"))
+    best, best_mark = total - float("inf"), total
     for first in range(0, parts, BLOCK_PARTS):
         mask = (first + part < parts)[:, None] & in_count[None, :]
         origin = (first + part)[:, None] * count
