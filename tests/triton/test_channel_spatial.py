@@ -15,8 +15,8 @@ from attnkernels.ops._triton import ceil_div
 from attnkernels.ops.channel_spatial import triton_impl
 
 # Several programs along both axes, several steps, parts of blocks; one pixel, one channel, no samples.
-SEVERAL = (2, 22, 5, 7)
-SHAPES = [SEVERAL, (3, 9, 1, 1), (2, 1, 9, 4), (0, 8, 4, 4)]
+SEVERAL = (2, 10, 5, 7)
+SHAPES = [SEVERAL, (2, 9, 1, 1), (2, 1, 3, 4), (0, 8, 4, 4)]
 # Whole vectors.
 WHOLE = (2, 16, 4, 8)
 POOL, STATISTICS = Call("pool", (), (2,)), Call("statistics", ("channel_gate",), (0,))
@@ -70,8 +70,7 @@ def check(call, arguments):
 @pytest.mark.parametrize("call", formulas.CALLS, ids=str)
 def test_small_blocks(call, layout, small_blocks):
     for shape in SHAPES:
-        for ties in (False, True) if shape == SEVERAL else (False,):
-            check(call, formulas.arguments(call, shape, torch.float32, layout, ties=ties))
+        check(call, formulas.arguments(call, shape, torch.float32, layout, ties=shape == SEVERAL))
 
 
 @pytest.mark.parametrize("turn", range(len(formulas.CALLS)), ids=lambda turn: str(formulas.CALLS[turn]))
@@ -96,8 +95,8 @@ def test_nan_and_infinity_among_maxima(call, share, layout, small_blocks):
     x, *others = formulas.arguments(call, SEVERAL, torch.float32, layout)
     x[0, 3] = x[1, :, 2, 2] = -float("inf")
     if "spatial_weight" not in call.given:  # of whose products no more would be left
-        x[0, 5, 1:4, 2] = x[1, 7:12, 3, 3] = float("nan")
-        x[1, 2, 3] = x[1, 4:19, 1, 1] = float("inf")
+        x[0, 5, 1:4, 2] = x[1, 6:9, 3, 3] = float("nan")
+        x[1, 2, 3] = x[1, 4:9, 1, 1] = float("inf")
     if call is STATISTICS:  # the gates of -inf are not 0
         others[0] = others[0].clamp(0.1)
     got, wanted = run(call, (x, *others)), getattr(formulas, call.name)(x, *others)
