@@ -23,6 +23,9 @@ _PROGRAMS = 1024
 # Contiguous values of one row of a tile: 512 pixels waste 2-12% on 56x56 and 112x112 maps; 64 channels of a 16-bit
 # dtype are one cache line of 128 bytes.
 _PIXELS_IN_ROW, _CHANNELS_IN_ROW = 512, 64
+# The fewest pixels of a tile that reduces channels: a cache line of a 16-bit dtype or, where the channels are
+# contiguous, what leaves each thread a 128-bit load.
+_FEWEST_PIXELS, _FEWEST_PIXELS_LAST = 64, 16
 
 
 # The partial sums of a plane are added by one program, 8 loads at a time: more of them cost more than fewer programs
@@ -109,9 +112,9 @@ def tile_along_channels(
 ) -> Tiling:
     """Block sizes for a kernel whose programs keep their pixels and go from channel to channel.
 
-    Where the channels are `reduced`, a program takes them all, so that no partial results are stored: blocks of pixels
-    shrink, down to what keeps loads wide, and only if there are still few programs are the channels split, into parts
-    of 64 or more. Otherwise the channels are split until there are 1024 programs, and then the tile shrinks.
+    Where the channels are `reduced`, a program takes them all, so that no partial results are stored: the block of
+    pixels shrinks first, and only if there are still few programs are the channels split, into parts of 64 or more.
+    Otherwise the channels are split until there are 1024 programs, and the tile shrinks if there are not.
     """
     values = _values_of(values, channels, pixels, channels_last)
     if channels_last:
@@ -120,23 +123,25 @@ def tile_along_channels(
     else:
         block_pixels = power_of_2(pixels, _PIXELS_IN_ROW)
         block_channels = power_of_2(channels, values // block_pixels)
-    wanted, fewest = (_PROGRAMS // 4, _CHANNELS_IN_ROW) if reduced else (_PROGRAMS, 1)
-    while reduced and samples * ceil_div(pixels, block_pixels) < 2 * wanted:
-        if block_pixels <= (_CHANNELS_IN_SECTOR if channels_last else _CHANNELS_IN_ROW):
-            break
-        block_pixels //= 2
-        block_channels = power_of_2(channels, _CHANNELS_IN_ROW if channels_last else values // block_pixels)
-    while not reduced and block_channels * block_pixels > _FEWEST_VALUES:
-        if samples * ceil_div(channels, block_channels) * ceil_div(pixels, block_pixels) >= wanted:
-            break
-        if channels_last and block_pixels > 1:
+    if reduced:
+        wanted, fewest_channels = _PROGRAMS // 4, _CHANNELS_IN_ROW
+        fewest_pixels = _FEWEST_PIXELS_LAST if channels_last else _FEWEST_PIXELS
+        while block_pixels > fewest_pixels and samples * ceil_div(pixels, block_pixels) < 2 * wanted:
             block_pixels //= 2
-        elif not channels_last and block_channels > 1:
-            block_channels //= 2
-        else:
-            break
+            if not channels_last:
+                block_channels = power_of_2(channels, values // block_pixels)
+    else:
+        wanted, fewest_channels = _PROGRAMS, 1
+        while block_channels * block_pixels > _FEWEST_VALUES:
+            blocks = ceil_div(channels, block_channels) * ceil_div(pixels, block_pixels)
+            if samples * blocks >= wanted or (block_pixels if channels_last else block_channels) == 1:
+                break
+            if channels_last:
+                block_pixels //= 2
+            else:
+                block_channels //= 2
     chunks = ceil_div(pixels, block_pixels)
-    parts = min(ceil_div(channels, max(fewest, block_channels)), ceil_div(wanted, max(1, samples * chunks)))
+    parts = min(ceil_div(channels, max(fewest_channels, block_channels)), ceil_div(wanted, max(1, samples * chunks)))
     blocks = ceil_div(channels, block_channels)
     steps = ceil_div(blocks, parts) if parts else 0
     return Tiling(block_channels, block_pixels, ceil_div(blocks, steps) if steps else 0, chunks, steps)
