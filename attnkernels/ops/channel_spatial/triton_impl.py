@@ -26,7 +26,13 @@ from .operators import (
     NEEDS_X,
 )
 
-_PRODUCT, _ADD = MERGES.index("product"), MERGES.index("add")
+_PRODUCT, _MAX = MERGES.index("product"), MERGES.index("max")
+_PLANES = torch.contiguous_format
+# The optional tensors of `channel_spatial_grads`, in the order of its arguments.
+_GIVEN = (
+    "channel_gate", "spatial_gate", "grad_statistics", "statistics", "marks", "grad_pooled", "pooled", "pool_marks",
+    "grad_logits", "weight",
+)  # fmt: skip
 # Values of a tile. Three tiles of accumulators, or two maps and the numbers of each pixel, leave room for no more.
 _VALUES = 2048
 # Values that a program of the finishing kernel holds of each row, and parts that it reads at a time.
@@ -181,26 +187,56 @@ def channel_spatial_scale(
     return y
 
 
+def _grads(
+    grad_y: Tensor, x: Tensor, layout: torch.memory_format, along_channels: bool, last_first: bool,
+    results: tuple[Tensor | None, Tensor | None, Tensor | None], *, merge: int = _PRODUCT, skip: int = 0,
+    share: int = 0, read_x: bool = True, **given: Tensor | None,
+) -> None:  # fmt: skip
+    """Launch `channel_spatial_grads`.
+
+    Args:
+        grad_y, x, layout: the maps, x dense in that layout.
+        along_channels, last_first: the direction, and whether it begins at the end.
+        results: the gradients of x; of each channel, [N, C] or the weight's [C]; and of each pixel.
+        merge, skip, share: the options.
+        read_x: whether anything is computed from x.
+        given: the optional tensors, by their names in _GIVEN.
+    """
+    grad_y, read = grad_y.contiguous(memory_format=layout), x if read_x else None
+    grad_x, grad_channel, grad_spatial = results
+    optional = [given.pop(name, None) for name in _GIVEN]
+    assert not given
+    call = Call.of(x, layout, grad_y, read, *optional, *results)
+    plan = _pass(
+        kernels.channel_spatial_grads, call, along_channels, grad_spatial is not None, last_first,
+        MERGE=merge, SKIP=bool(skip), SHARE=bool(share),
+    )  # fmt: skip
+    if grad_channel is not None and grad_channel.dim() == 1:  # summed over the samples too
+        channel_parts = _numbers(x, plan.over_pixels * call.samples, 1, call.channels)
+    else:
+        channel_parts = _parts(grad_channel, plan.over_pixels)
+    spatial_parts = _parts(grad_spatial, plan.over_channels)
+    with on_device_of(x):
+        plan(grad_y, read, *optional, grad_x, channel_parts, spatial_parts)
+        _finish(channel_parts, grad_channel)
+        _finish(spatial_parts, grad_spatial)
+
+
 def channel_spatial_grad_gates(
     grad_y: Tensor, x: Tensor, channel_gate: Tensor | None, spatial_gate: Tensor | None, merge: int, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `channel_spatial_grad_gates`; `needs` is a sum of NEEDS_CHANNEL and NEEDS_SPATIAL."""
     x, layout = dense(x)
-    grad_y = grad_y.contiguous(memory_format=layout)
     samples, channels, height, width = x.shape
     grad_channel = _numbers(x, samples, channels, wanted=needs & NEEDS_CHANNEL)
     grad_spatial = _numbers(x, samples, height, width, wanted=needs & NEEDS_SPATIAL)
     if needs:
-        call = Call.of(x, layout, grad_y, channel_gate, spatial_gate, grad_channel, grad_spatial)
-        along_channels = grad_spatial is not None and (grad_channel is None or not call.channels_last)
-        merge = merge if channel_gate is not None and spatial_gate is not None else _PRODUCT
-        plan = _pass(kernels.channel_spatial_grad_gates, call, along_channels, True, False, MERGE=merge)
-        channel_parts = _parts(grad_channel, plan.over_pixels)
-        spatial_parts = _parts(grad_spatial, plan.over_channels)
-        with on_device_of(x):
-            plan(grad_y, x, channel_gate, spatial_gate, channel_parts, spatial_parts)
-            _finish(channel_parts, grad_channel)
-            _finish(spatial_parts, grad_spatial)
+        both = needs == NEEDS_CHANNEL | NEEDS_SPATIAL
+        _grads(
+            grad_y, x, layout, layout is _PLANES if both else needs == NEEDS_SPATIAL, False,
+            (None, grad_channel, grad_spatial), channel_gate=channel_gate, spatial_gate=spatial_gate,
+            merge=_PRODUCT if channel_gate is None or spatial_gate is None else merge,
+        )  # fmt: skip
     return _or_empty(x, grad_channel, grad_spatial)
 
 
@@ -210,17 +246,12 @@ def channel_spatial_grad_channel_gate(
 ) -> Tensor:  # fmt: skip
     """The operator `channel_spatial_grad_channel_gate`: [N, C]."""
     x, layout = dense(x)
-    grad_y = grad_y.contiguous(memory_format=layout)
     grad = _numbers(x, *x.shape[:2])
-    given = channel_gate, spatial_gate, grad_statistics, statistics, marks, None, None, None, None
-    call = Call.of(x, layout, grad_y, x, *given, grad)
-    plan = _pass(
-        kernels.channel_spatial_grad_product, call, not call.channels_last, False, True, SKIP=False, SHARE=bool(share)
-    )
-    parts = _parts(grad, plan.over_pixels)
-    with on_device_of(x):
-        plan(grad_y, x, *given, parts)
-        _finish(parts, grad)
+    _grads(
+        grad_y, x, layout, layout is _PLANES, True, (None, grad, None), share=share,
+        channel_gate=channel_gate, spatial_gate=spatial_gate,
+        grad_statistics=grad_statistics, statistics=statistics, marks=marks,
+    )  # fmt: skip
     return grad
 
 
@@ -231,20 +262,15 @@ def channel_spatial_grad_x(
 ) -> Tensor:  # fmt: skip
     """The operator `channel_spatial_grad_x`; x itself is read only to find maxima that share their gradient."""
     x, layout = dense(x)
-    grad_y = grad_y.contiguous(memory_format=layout)
     grad_x = torch.empty_like(x, memory_format=layout)
-    read = x if share and (marks is not None or pool_marks is not None) else None
-    given = (
-        channel_gate, spatial_gate, grad_statistics, statistics, marks, grad_pooled, pooled, pool_marks, grad_x, None
-    )  # fmt: skip
-    call = Call.of(x, layout, grad_y, read, *given)
     last_first = channel_gate is None or marks is None  # after one pass over the maps, not two
-    plan = _pass(
-        kernels.channel_spatial_grad_product, call, not call.channels_last, False, last_first,
-        SKIP=bool(skip), SHARE=bool(share),
+    _grads(
+        grad_y, x, layout, layout is _PLANES, last_first, (grad_x, None, None), skip=skip, share=share,
+        read_x=bool(share) and not (marks is None and pool_marks is None),
+        channel_gate=channel_gate, spatial_gate=spatial_gate,
+        grad_statistics=grad_statistics, statistics=statistics, marks=marks,
+        grad_pooled=grad_pooled, pooled=pooled, pool_marks=pool_marks,
     )  # fmt: skip
-    with on_device_of(x):
-        plan(grad_y, read, *given)
     return grad_x
 
 
@@ -254,19 +280,15 @@ def channel_spatial_grad_concurrent(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The operator `channel_spatial_grad_concurrent`; `needs` is a sum of NEEDS_X and NEEDS_WEIGHT."""
     x, layout = dense(x)
-    grad_y = grad_y.contiguous(memory_format=layout)
-    samples, channels = x.shape[:2]
     grad_x = empty(x.shape, x, x, needs & NEEDS_X)
-    grad_weight = x.new_empty(channels if needs & NEEDS_WEIGHT else 0)
+    grad_weight = x.new_empty(x.shape[1] if needs & NEEDS_WEIGHT else 0)
+    merge = _PRODUCT if channel_gate is None else merge
     if needs:
-        merge = _ADD if channel_gate is None else merge
-        read = x if needs & NEEDS_WEIGHT or merge != _ADD else None
-        written = grad_x if needs & NEEDS_X else None
-        given = channel_gate, spatial_gate, grad_means, grad_logits, spatial_weight, written
-        call = Call.of(x, layout, grad_y, read, *given, grad_weight if needs & NEEDS_WEIGHT else None)
-        plan = _pass(kernels.channel_spatial_grad_concurrent, call, not call.channels_last, False, True, MERGE=merge)
-        parts = _numbers(x, plan.over_pixels * samples, 1, channels, wanted=needs & NEEDS_WEIGHT)
-        with on_device_of(x):
-            plan(grad_y, read, *given, parts)
-            _finish(parts, grad_weight)
+        results = grad_x if needs & NEEDS_X else None, grad_weight if needs & NEEDS_WEIGHT else None, None
+        _grads(
+            grad_y, x, layout, layout is _PLANES, True, results, merge=merge,
+            read_x=bool(needs & NEEDS_WEIGHT) or merge == _MAX,
+            channel_gate=channel_gate, spatial_gate=spatial_gate,
+            grad_pooled=grad_means, grad_logits=grad_logits, weight=spatial_weight,
+        )  # fmt: skip
     return grad_x, grad_weight

@@ -288,17 +288,51 @@ def channel_spatial_scale(
         tl.store(y_ptr + origin + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-# product: dgc[n, c] = sum_p dy x gs, dgs[n, p] = sum_c dy x gc; others: dgc = sum_p dy x u, dgs = sum_c dy x v
-# grid (N * tiles * chunks)
-@triton.jit(do_not_specialize=_INTEGERS)
-def channel_spatial_grad_gates(
-    grad_y_ptr, x_ptr, channel_gate_ptr, spatial_gate_ptr, grad_channel_ptr, grad_spatial_ptr,
-    samples, channels, pixels, chunks, steps,
-    MERGE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr, LAST_FIRST: tl.constexpr, WALKS_CHANNELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+@triton.jit
+def _numbers_of_pixels(
+    spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel, channels, pixels,
+    SHARE: tl.constexpr, accumulation: tl.constexpr,
 ):  # fmt: skip
-    accumulation: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    """What a gradient takes of each pixel: gs, dm / C, key and gradient of M, and dt."""
+    gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)
+    mean = _load_row(grad_statistics_ptr, 2 * sample + 1, pixel, pixels, 0, accumulation) / channels
+    key, grad = _maximum_grad(
+        grad_statistics_ptr, statistics_ptr, marks_ptr, 2 * sample, sample, pixel, pixels, SHARE, accumulation
+    )
+    grad_logit = _load_row(grad_logits_ptr, sample, pixel, pixels, 0, accumulation)
+    return gate[None, :], mean[None, :], key[None, :], grad[None, :], grad_logit[None, :]
+
+
+@triton.jit
+def _numbers_of_channels(
+    channel_gate_ptr, grad_pooled_ptr, pooled_ptr, marks_ptr, weight_ptr, sample, channel, channels, pixels,
+    SHARE: tl.constexpr, accumulation: tl.constexpr,
+):  # fmt: skip
+    """What a gradient takes of each channel: gc, da / P, key and gradient of A, and w."""
+    ROWS: tl.constexpr = 1 if marks_ptr is None else 2
+    gate = _load_row(channel_gate_ptr, sample, channel, channels, 1, accumulation)
+    mean = _load_row(grad_pooled_ptr, ROWS * sample, channel, channels, 0, accumulation) / pixels
+    key, grad = _maximum_grad(
+        grad_pooled_ptr, pooled_ptr, marks_ptr, ROWS * sample + ROWS - 1, sample, channel, channels, SHARE, accumulation
+    )
+    weight = _load_row(weight_ptr, 0, channel, channels, 0, accumulation)
+    return gate[:, None], mean[:, None], key[:, None], grad[:, None], weight[:, None]
+
+
+# MERGE product: dz = dy gs + dm / C + dM [c in M], dx = dz gc, dgc[n, c] = sum_p x dz, dgs[n, p] = sum_c dy x gc
+# others: dx = dy (gc u + gs v), dgc = sum_p dy x u, dgs = sum_c dy x v
+# and dx + da / P + dA [p in A] + dt w, + dy with SKIP; where dt is given, dw[n, c] = sum_p dt x in dgc's place
+# Each result where it has a ptr; a gate that is not there is 1.                               grid (N * tiles * chunks)
+@triton.jit(do_not_specialize=_INTEGERS)
+def channel_spatial_grads(
+    grad_y_ptr, x_ptr, channel_gate_ptr, spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr,
+    grad_pooled_ptr, pooled_ptr, pool_marks_ptr, grad_logits_ptr, weight_ptr,
+    grad_x_ptr, grad_channel_ptr, grad_spatial_ptr, samples, channels, pixels, chunks, steps,
+    MERGE: tl.constexpr, SKIP: tl.constexpr, SHARE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr,
+    PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, LAST_FIRST: tl.constexpr,
+    WALKS_CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
+    accumulation: tl.constexpr = tl.float64 if grad_y_ptr.dtype.element_ty == tl.float64 else tl.float32
     channels = divisible(channels, CHANNEL_MULTIPLE)
     pixels = divisible(pixels, PIXEL_MULTIPLE)
     sample, i, j, channel, pixel = _place(
@@ -306,24 +340,54 @@ def channel_spatial_grad_gates(
     )
     origin = sample * channels * pixels
     channel_row, pixel_row = j * samples + sample, i * samples + sample
-    channel_gate = _load_row(channel_gate_ptr, sample, channel, channels, 1, accumulation)
-    spatial_gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)
+    channel_gate, pool_mean, pool_key, pool_maximum, weight = _numbers_of_channels(
+        channel_gate_ptr, grad_pooled_ptr, pooled_ptr, pool_marks_ptr, weight_ptr, sample, channel, channels, pixels,
+        SHARE, accumulation,
+    )  # fmt: skip
+    spatial_gate, mean, key, maximum, grad_logit = _numbers_of_pixels(
+        spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel, channels,
+        pixels, SHARE, accumulation,
+    )  # fmt: skip
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
     for step in range(steps):
         channel, pixel, at, mask = _tile(
             i, j, step, steps, channels, pixels, CHANNELS_LAST, WIDE, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
         )
         if WALKS_CHANNELS:
-            channel_gate = _load_row(channel_gate_ptr, sample, channel, channels, 1, accumulation)
+            channel_gate, pool_mean, pool_key, pool_maximum, weight = _numbers_of_channels(
+                channel_gate_ptr, grad_pooled_ptr, pooled_ptr, pool_marks_ptr, weight_ptr, sample, channel, channels,
+                pixels, SHARE, accumulation,
+            )  # fmt: skip
         else:
-            spatial_gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)
-        x = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        product = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation) * x
+            spatial_gate, mean, key, maximum, grad_logit = _numbers_of_pixels(
+                spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel,
+                channels, pixels, SHARE, accumulation,
+            )  # fmt: skip
+        grad_y = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
+        x = grad_y  # of which nothing is taken, where there is no x_ptr
+        if x_ptr is not None:
+            x = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
         if MERGE == _PRODUCT:
-            to_channel, to_pixel = product * spatial_gate[None, :], product * channel_gate[:, None]
+            grad_z = grad_y * spatial_gate
+            if grad_statistics_ptr is not None:
+                grad_z += mean + _marked(x * channel_gate, channel[:, None], key, maximum, SHARE)
+            grad_x, to_channel, to_pixel = grad_z * channel_gate, x * grad_z, grad_y * x * channel_gate
         else:
-            u, v = _sides(x * channel_gate[:, None], x * spatial_gate[None, :], MERGE)
-            to_channel, to_pixel = product * u, product * v
+            u, v = _sides(x * channel_gate, x * spatial_gate, MERGE)
+            grad_x = grad_y * (channel_gate * u + spatial_gate * v)
+            to_channel, to_pixel = grad_y * x * u, grad_y * x * v
+        if grad_logits_ptr is not None:
+            to_channel = grad_logit * x
+        if grad_x_ptr is not None:
+            if grad_pooled_ptr is not None:
+                grad_x += pool_mean
+            if pool_marks_ptr is not None:
+                grad_x += _marked(x, pixel[None, :], pool_key, pool_maximum, SHARE)
+            if grad_logits_ptr is not None:
+                grad_x += grad_logit * weight
+            if SKIP:
+                grad_x += grad_y
+            tl.store(grad_x_ptr + origin + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
         if WALKS_CHANNELS:
             total += to_pixel
             if grad_channel_ptr is not None:
@@ -337,165 +401,3 @@ def channel_spatial_grad_gates(
             _store_row(grad_spatial_ptr, pixel_row, pixel, pixels, tl.sum(total, 0))
     elif grad_channel_ptr is not None:
         _store_row(grad_channel_ptr, channel_row, channel, channels, tl.sum(total, 1))
-
-
-@triton.jit
-def _numbers_of_pixels(
-    spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, sample, pixel, channels, pixels,
-    SHARE: tl.constexpr, accumulation: tl.constexpr,
-):  # fmt: skip
-    """What dz takes of each pixel: gs, dm / C, and key and gradient of M."""
-    gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)
-    mean = _load_row(grad_statistics_ptr, 2 * sample + 1, pixel, pixels, 0, accumulation) / channels
-    key, grad = _maximum_grad(
-        grad_statistics_ptr, statistics_ptr, marks_ptr, 2 * sample, sample, pixel, pixels, SHARE, accumulation
-    )
-    return gate[None, :], mean[None, :], key[None, :], grad[None, :]
-
-
-@triton.jit
-def _numbers_of_channels(
-    channel_gate_ptr, grad_pooled_ptr, pooled_ptr, marks_ptr, sample, channel, channels, pixels,
-    SHARE: tl.constexpr, accumulation: tl.constexpr,
-):  # fmt: skip
-    """What dx takes of each channel: gc, da / P, and key and gradient of A."""
-    ROWS: tl.constexpr = 1 if marks_ptr is None else 2
-    gate = _load_row(channel_gate_ptr, sample, channel, channels, 1, accumulation)
-    mean = _load_row(grad_pooled_ptr, ROWS * sample, channel, channels, 0, accumulation) / pixels
-    key, grad = gate, mean
-    if marks_ptr is not None:
-        key, grad = _maximum_grad(
-            grad_pooled_ptr, pooled_ptr, marks_ptr, 2 * sample + 1, sample, channel, channels, SHARE, accumulation
-        )
-    return gate[:, None], mean[:, None], key[:, None], grad[:, None]
-
-
-# dz = dy gs + dm / C + dM [c in M]                                                            grid (N * tiles * chunks)
-# dx = dz gc + da / P + dA [p in A], and + dy with SKIP; dgc[n, c] = sum_p x dz; either where it has a ptr
-@triton.jit(do_not_specialize=_INTEGERS)
-def channel_spatial_grad_product(
-    grad_y_ptr, x_ptr, channel_gate_ptr, spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr,
-    grad_pooled_ptr, pooled_ptr, pool_marks_ptr, grad_x_ptr, grad_channel_ptr, samples, channels, pixels, chunks, steps,
-    SKIP: tl.constexpr, SHARE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, LAST_FIRST: tl.constexpr, WALKS_CHANNELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-):  # fmt: skip
-    accumulation: tl.constexpr = tl.float64 if grad_y_ptr.dtype.element_ty == tl.float64 else tl.float32
-    channels = divisible(channels, CHANNEL_MULTIPLE)
-    pixels = divisible(pixels, PIXEL_MULTIPLE)
-    sample, i, j, channel, pixel = _place(
-        channels, chunks, steps, LAST_FIRST, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
-    )
-    origin = sample * channels * pixels
-    channel_row = j * samples + sample
-    channel_gate, pool_mean, pool_key, pool_maximum = _numbers_of_channels(
-        channel_gate_ptr, grad_pooled_ptr, pooled_ptr, pool_marks_ptr, sample, channel, channels, pixels,
-        SHARE, accumulation,
-    )  # fmt: skip
-    spatial_gate, mean, key, maximum = _numbers_of_pixels(
-        spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, sample, pixel, channels, pixels,
-        SHARE, accumulation,
-    )  # fmt: skip
-    total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
-    for step in range(steps):
-        channel, pixel, at, mask = _tile(
-            i, j, step, steps, channels, pixels, CHANNELS_LAST, WIDE, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
-        )
-        if WALKS_CHANNELS:
-            channel_gate, pool_mean, pool_key, pool_maximum = _numbers_of_channels(
-                channel_gate_ptr, grad_pooled_ptr, pooled_ptr, pool_marks_ptr, sample, channel, channels, pixels,
-                SHARE, accumulation,
-            )  # fmt: skip
-        else:
-            spatial_gate, mean, key, maximum = _numbers_of_pixels(
-                spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, sample, pixel, channels, pixels,
-                SHARE, accumulation,
-            )  # fmt: skip
-        grad_y = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        x = grad_y  # of which nothing is taken below, where there is no x_ptr
-        if x_ptr is not None:
-            x = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        grad_z = grad_y * spatial_gate
-        if grad_statistics_ptr is not None:
-            grad_z += mean + _marked(x * channel_gate, channel[:, None], key, maximum, SHARE)
-        if grad_x_ptr is not None:
-            grad_x = grad_z * channel_gate
-            if grad_pooled_ptr is not None:
-                grad_x += pool_mean
-            if pool_marks_ptr is not None:
-                grad_x += _marked(x, pixel[None, :], pool_key, pool_maximum, SHARE)
-            if SKIP:
-                grad_x += grad_y
-            tl.store(grad_x_ptr + origin + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
-        if grad_channel_ptr is not None:
-            if WALKS_CHANNELS:
-                _store_row(grad_channel_ptr, channel_row, channel, channels, tl.sum(x * grad_z, 1))
-            else:
-                total += x * grad_z
-    if grad_channel_ptr is not None and not WALKS_CHANNELS:
-        _store_row(grad_channel_ptr, channel_row, channel, channels, tl.sum(total, 1))
-
-
-@triton.jit
-def _concurrent_numbers_of_channels(
-    channel_gate_ptr, grad_means_ptr, weight_ptr, sample, channel, channels, pixels, accumulation: tl.constexpr
-):
-    gate = _load_row(channel_gate_ptr, sample, channel, channels, 0, accumulation)
-    mean = _load_row(grad_means_ptr, sample, channel, channels, 0, accumulation) / pixels
-    weight = _load_row(weight_ptr, 0, channel, channels, 0, accumulation)
-    return gate[:, None], mean[:, None], weight[:, None]
-
-
-# dx = dy (gc u + gs v) + da / P + dt w, dw[n, c] = sum_p dt x, either where it has a ptr; without a channel gate
-# u = 0, v = 1                                                                                 grid (N * tiles * chunks)
-@triton.jit(do_not_specialize=_INTEGERS)
-def channel_spatial_grad_concurrent(
-    grad_y_ptr, x_ptr, channel_gate_ptr, spatial_gate_ptr, grad_means_ptr, grad_logits_ptr, weight_ptr,
-    grad_x_ptr, grad_weight_ptr, samples, channels, pixels, chunks, steps,
-    MERGE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr, LAST_FIRST: tl.constexpr, WALKS_CHANNELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-):  # fmt: skip
-    accumulation: tl.constexpr = grad_logits_ptr.dtype.element_ty
-    channels = divisible(channels, CHANNEL_MULTIPLE)
-    pixels = divisible(pixels, PIXEL_MULTIPLE)
-    sample, i, j, channel, pixel = _place(
-        channels, chunks, steps, LAST_FIRST, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
-    )
-    origin = sample * channels * pixels
-    channel_row = j * samples + sample
-    channel_gate, mean, weight = _concurrent_numbers_of_channels(
-        channel_gate_ptr, grad_means_ptr, weight_ptr, sample, channel, channels, pixels, accumulation
-    )
-    spatial_gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)[None, :]
-    grad_logit = _load_row(grad_logits_ptr, sample, pixel, pixels, 0, accumulation)[None, :]
-    total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
-    for step in range(steps):
-        channel, pixel, at, mask = _tile(
-            i, j, step, steps, channels, pixels, CHANNELS_LAST, WIDE, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
-        )
-        if WALKS_CHANNELS:
-            channel_gate, mean, weight = _concurrent_numbers_of_channels(
-                channel_gate_ptr, grad_means_ptr, weight_ptr, sample, channel, channels, pixels, accumulation
-            )
-        else:
-            spatial_gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)[None, :]
-            grad_logit = _load_row(grad_logits_ptr, sample, pixel, pixels, 0, accumulation)[None, :]
-        x = total  # of which nothing is taken below, where there is no x_ptr
-        if x_ptr is not None:
-            x = tl.load(x_ptr + origin + at, mask=mask, other=0).to(accumulation)
-        if grad_x_ptr is not None:
-            gate = tl.broadcast_to(spatial_gate, x.shape)
-            if channel_gate_ptr is not None:
-                u, v = _sides(x * channel_gate, x * spatial_gate, MERGE)
-                gate = channel_gate * u + spatial_gate * v
-            grad_y = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
-            grad_x = grad_y * gate + mean + grad_logit * weight
-            tl.store(grad_x_ptr + origin + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
-        if grad_weight_ptr is not None:
-            if WALKS_CHANNELS:
-                _store_row(grad_weight_ptr, channel_row, channel, channels, tl.sum(x * grad_logit, 1))
-            else:
-                total += x * grad_logit
-    if grad_weight_ptr is not None and not WALKS_CHANNELS:
-        _store_row(grad_weight_ptr, channel_row, channel, channels, tl.sum(total, 1))
