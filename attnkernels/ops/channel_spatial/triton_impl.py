@@ -56,7 +56,7 @@ class Call(NamedTuple):
         """The call on x, dense in that layout; `tensors` are all others that the kernel reads or writes."""
         samples, channels, height, width = x.shape
         return cls(
-            samples, channels, height * width, layout is not torch.contiguous_format, x.dtype, x.device.index,
+            samples, channels, height * width, layout is not _PLANES, x.dtype, x.device.index,
             tuple(tensor is not None for tensor in tensors), aligned(x, *tensors),
         )  # fmt: skip
 
@@ -204,8 +204,7 @@ def _grads(
     """
     grad_y, read = grad_y.contiguous(memory_format=layout), x if read_x else None
     grad_x, grad_channel, grad_spatial = results
-    optional = [given.pop(name, None) for name in _GIVEN]
-    assert not given
+    optional = [given.get(name) for name in _GIVEN]
     call = Call.of(x, layout, grad_y, read, *optional, *results)
     plan = _pass(
         kernels.channel_spatial_grads, call, along_channels, grad_spatial is not None, last_first,
