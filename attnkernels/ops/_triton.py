@@ -23,6 +23,9 @@ _PROGRAMS = 1024
 # Contiguous values of one row of a tile: 512 pixels waste 2-12% on 56x56 and 112x112 maps; 64 channels of a 16-bit
 # dtype are one cache line of 128 bytes.
 _PIXELS_IN_ROW, _CHANNELS_IN_ROW = 512, 64
+# The fewest pixels of a tile that reduces channels: a cache line of a 16-bit dtype or, where the channels are
+# contiguous, what leaves each thread a 128-bit load.
+_FEWEST_PIXELS, _FEWEST_PIXELS_LAST = 64, 16
 
 
 # The partial sums of a plane are added by one program, 8 loads at a time: more of them cost more than fewer programs
@@ -53,7 +56,10 @@ def multiple(value: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How programs share a feature map [N, C, H * W]: grid (samples * channel_tiles, chunks), `steps` tiles each."""
+    """How programs share a feature map [N, C, H * W]: channel_tiles * chunks of a sample, `steps` tiles each.
+
+    The tiles of a program are neighbours along the pixels or, by `tile_along_channels`, along the channels.
+    """
 
     block_channels: int
     block_pixels: int
@@ -62,15 +68,20 @@ class Tiling:
     steps: int
 
 
-def tile(samples: int, channels: int, pixels: int, channels_last: bool) -> Tiling:
+def _values_of(values: int, channels: int, pixels: int, channels_last: bool) -> int:
+    """The values of a tile, or half as many where rows allow no wide load: then each value has an address of its own,
+    and fewer keep out of the way of spills."""
+    return values if multiple(channels if channels_last else pixels) > 1 else values // 2
+
+
+def tile(samples: int, channels: int, pixels: int, channels_last: bool, values: int = _VALUES) -> Tiling:
     """Block sizes for a kernel that streams a feature map once.
 
-    The row of a tile runs along the contiguous dimension and holds it all where it is short; 4096 values make the tile.
+    The row of a tile runs along the contiguous dimension and holds it all where it is short; `values` make the tile.
     The tile shrinks, down to 512 values, and each plane's pixels are split into chunks, until there are 1024 programs;
     into 64 chunks at most, or as many as have 64 tiles each.
     """
-    # Where rows allow no wide load each value has an address of its own: half as many keep out of the way of spills.
-    values = _VALUES if multiple(channels if channels_last else pixels) > 1 else _VALUES // 2
+    values = _values_of(values, channels, pixels, channels_last)
     if channels_last:
         block_channels = power_of_2(channels, _CHANNELS_IN_ROW)
         block_pixels = power_of_2(pixels, values // block_channels)
@@ -94,6 +105,46 @@ def tile(samples: int, channels: int, pixels: int, channels_last: bool) -> Tilin
     wanted = min(_most_chunks(blocks), ceil_div(_PROGRAMS, max(1, samples * channel_tiles)))
     steps = ceil_div(blocks, min(blocks, wanted)) if blocks else 0
     return Tiling(block_channels, block_pixels, channel_tiles, ceil_div(blocks, steps) if steps else 1, steps)
+
+
+def tile_along_channels(
+    samples: int, channels: int, pixels: int, channels_last: bool, values: int, reduced: bool
+) -> Tiling:
+    """Block sizes for a kernel whose programs keep their pixels and go from channel to channel.
+
+    Where the channels are `reduced`, a program takes them all, so that no partial results are stored: the block of
+    pixels shrinks first, and only if there are still few programs are the channels split, into parts of 64 or more.
+    Otherwise the channels are split until there are 1024 programs, and the tile shrinks if there are not.
+    """
+    values = _values_of(values, channels, pixels, channels_last)
+    if channels_last:
+        block_channels = power_of_2(channels, _CHANNELS_IN_ROW)
+        block_pixels = power_of_2(pixels, values // block_channels)
+    else:
+        block_pixels = power_of_2(pixels, _PIXELS_IN_ROW)
+        block_channels = power_of_2(channels, values // block_pixels)
+    if reduced:
+        wanted, fewest_channels = _PROGRAMS // 4, _CHANNELS_IN_ROW
+        fewest_pixels = _FEWEST_PIXELS_LAST if channels_last else _FEWEST_PIXELS
+        while block_pixels > fewest_pixels and samples * ceil_div(pixels, block_pixels) < 2 * wanted:
+            block_pixels //= 2
+            if not channels_last:
+                block_channels = power_of_2(channels, values // block_pixels)
+    else:
+        wanted, fewest_channels = _PROGRAMS, 1
+        while block_channels * block_pixels > _FEWEST_VALUES:
+            blocks = ceil_div(channels, block_channels) * ceil_div(pixels, block_pixels)
+            if samples * blocks >= wanted or (block_pixels if channels_last else block_channels) == 1:
+                break
+            if channels_last:
+                block_pixels //= 2
+            else:
+                block_channels //= 2
+    chunks = ceil_div(pixels, block_pixels)
+    parts = min(ceil_div(channels, max(fewest_channels, block_channels)), ceil_div(wanted, max(1, samples * chunks)))
+    blocks = ceil_div(channels, block_channels)
+    steps = ceil_div(blocks, parts) if parts else 0
+    return Tiling(block_channels, block_pixels, ceil_div(blocks, steps) if steps else 0, chunks, steps)
 
 
 def _most_chunks(blocks: int) -> int:

@@ -29,10 +29,32 @@ def test_tiles_cover_the_map(samples, channels, side, channels_last):
     assert samples * tiling.channel_tiles * tiling.chunks >= min(512, values // 4096)  # work for 132 multiprocessors
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("samples", [1, 32])
+@pytest.mark.parametrize(
+    ("channels", "side"), [(256, 56), (2048, 7), (72, 28), (16, 112), (1, 1), (3, 1), (1512, 7), (33, 57), (8, 4096)]
+)
+def test_tiles_along_channels_cover_the_map(samples, channels, side, reduced, channels_last):
+    pixels = side * side
+    tiling = _triton.tile_along_channels(samples, channels, pixels, channels_last, 2048, reduced)
+    assert tiling.block_channels * tiling.block_pixels <= 2048
+    assert (tiling.chunks - 1) * tiling.block_pixels < pixels <= tiling.chunks * tiling.block_pixels
+    covered = tiling.steps * tiling.block_channels
+    assert (tiling.channel_tiles - 1) * covered < channels <= tiling.channel_tiles * covered
+    programs, values = samples * tiling.channel_tiles * tiling.chunks, samples * channels * pixels
+    assert programs >= min(256 if reduced else 512, values // 4096)
+    if reduced and tiling.channel_tiles > 1:  # partial results of each pixel cost little
+        assert covered >= 64
+
+
 @pytest.mark.parametrize(("samples", "channels", "pixels"), [(0, 4, 9), (2, 0, 9), (2, 4, 0)])
 def test_tiles_of_nothing(samples, channels, pixels):
     tiling = _triton.tile(samples, channels, pixels, False)
     assert samples * tiling.channel_tiles * tiling.chunks * tiling.steps == 0
+    for reduced in (False, True):
+        tiling = _triton.tile_along_channels(samples, channels, pixels, False, 2048, reduced)
+        assert samples * tiling.channel_tiles * tiling.chunks * tiling.steps == 0
 
 
 def test_divisors():
