@@ -34,23 +34,19 @@ struct SumAndMaximum {
   A sum = 0, maximum = -A(INFINITY), mark = 0;
 
   __device__ __forceinline__ void add(A value, A place, bool share) {  // places grow
+    const bool larger = !(value <= maximum) && maximum == maximum, equal = share && value == maximum;
     sum += value;
-    if (!(value <= maximum) && maximum == maximum) {
-      maximum = value;
-      mark = share ? A(1) : place;
-    } else if (share && value == maximum) {
-      mark += A(1);
-    }
+    mark = larger ? (share ? A(1) : place) : equal ? mark + A(1) : mark;
+    maximum = larger ? value : maximum;
   }
   __device__ __forceinline__ void merge(const SumAndMaximum& other, bool share) {
-    sum += other.sum;
     const bool nan = maximum != maximum, other_nan = other.maximum != other.maximum;
-    if (!nan && !(other.maximum <= maximum)) {
-      maximum = other.maximum;
-      mark = other.mark;
-    } else if (other.maximum == maximum || (nan && other_nan)) {
-      mark = share ? mark + other.mark : other.mark < mark ? other.mark : mark;
-    }
+    const bool larger = !nan && !(other.maximum <= maximum);
+    const bool equal = other.maximum == maximum || (nan && other_nan);
+    const A both = share ? mark + other.mark : other.mark < mark ? other.mark : mark;
+    sum += other.sum;
+    mark = larger ? other.mark : equal ? both : mark;
+    maximum = larger ? other.maximum : maximum;
   }
   __device__ __forceinline__ SumAndMaximum shuffled(int offset) const {
     return {__shfl_xor_sync(0xffffffffu, sum, offset), __shfl_xor_sync(0xffffffffu, maximum, offset),
@@ -170,8 +166,8 @@ struct Place {
     sample = tile / unsigned(plan.row_tiles);
     first_row = row_tile * plan.tile_rows;
     first_column = column_tile * plan.tile_columns;
-    rows = int(min(plan.tile_rows, plan.rows - first_row));
-    columns = int(min(plan.tile_columns, plan.columns - first_column));
+    rows = int(min(plan.tile_rows, plan.rows() - first_row));
+    columns = int(min(plan.tile_columns, plan.columns() - first_column));
   }
 };
 
@@ -254,8 +250,8 @@ __device__ __forceinline__ void walk(const Body& body, const Plan& plan, const P
     if constexpr (ColumnValue::kNumbers > 0) {
       if (!body.by_column.wanted) continue;
       // [groups of rows, kW, across]
-      ColumnValue* const cells = reinterpret_cast<ColumnValue*>(
-          shared + (RowValue::kNumbers ? warps_across * tile_rows * sizeof(RowValue) : 0));
+      ColumnValue* const cells =
+          reinterpret_cast<ColumnValue*>(row_cells + (body.by_row.wanted ? warps_across * tile_rows : 0));
       const Held held = merge_lanes<kW>(by_column, 16, across, body.by_column.share);
       const int row_groups = kThreads / 32 / warps_across, row_group = threadIdx.x / 32 / warps_across;
 #pragma unroll
