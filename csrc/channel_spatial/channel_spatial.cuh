@@ -194,9 +194,9 @@ struct Scale : Formula<OneMap<T>, GateNumbers<acc_type<T>>, GateNumbers<acc_type
   __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel, A, A,
                                        Nothing&, Nothing&) const {
     const A x = fetched.x.get(k), a = x * channel.gate, b = x * pixel.gate;
-    const A product = a * pixel.gate, sum = x * (channel.gate + pixel.gate);
-    const A larger = a > b || a != a ? a : b;  // a NaN is larger, as in torch
-    const A y = merge == Merge::kProduct ? product : merge == Merge::kAdd ? sum : larger;
+    const A larger = a > b || a != a ? channel.gate : pixel.gate;  // a NaN is larger, as in torch
+    const A product = channel.gate * pixel.gate, sum = channel.gate + pixel.gate;
+    const A y = x * (merge == Merge::kProduct ? product : merge == Merge::kAdd ? sum : larger);
     return skip ? y + x : y;
   }
 };
