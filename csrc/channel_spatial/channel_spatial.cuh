@@ -1,0 +1,342 @@
+// The CUDA kernels of cbam and scse: each a formula of one element (common/map_formula.cuh); the symbols are those of
+// attnkernels/ops/channel_spatial/reference.py.
+#pragma once
+#include "channel_spatial/channel_spatial.h"
+#include "common/map_formula.cuh"
+
+namespace attnkernels::channel_spatial {
+
+using namespace matrix;
+
+// ---- what becomes of complete sums
+
+// numbers[n, i] = sum / divisor
+template <class A>
+struct SumEnd {
+  using acc_t = A;
+  using Value = Sum<A>;
+  A* numbers;
+  int64_t count;
+  A divisor;
+  __device__ __forceinline__ void emit(int64_t n, int64_t i, const Value& value) const {
+    numbers[n * count + i] = value.sum / divisor;
+  }
+};
+
+// means[n, i] and maxima[n, i], two rows of [N, 2, count], and marks[n, i]
+template <class A>
+struct MaximaEnd {
+  using acc_t = A;
+  using Value = SumAndMaximum<A>;
+  A *means, *maxima, *marks;
+  int64_t count;
+  A divisor;
+  __device__ __forceinline__ void emit(int64_t n, int64_t i, const Value& value) const {
+    means[n * 2 * count + i] = value.sum / divisor;
+    maxima[n * 2 * count + i] = value.maximum;
+    marks[n * count + i] = value.mark;
+  }
+};
+
+// t[n, p] = sum + b
+template <class T>
+struct LogitEnd {
+  using acc_t = acc_type<T>;
+  using Value = Sum<acc_t>;
+  acc_t* logits;
+  int64_t pixels;
+  const T* bias;  // or null
+  __device__ __forceinline__ void emit(int64_t n, int64_t p, const Value& value) const {
+    logits[n * pixels + p] = value.sum + (bias ? widen(*bias) : acc_t(0));
+  }
+};
+
+// dw[c] = sum
+template <class T>
+struct WeightEnd {
+  using acc_t = acc_type<T>;
+  using Value = Sum<acc_t>;
+  T* grad_weight;
+  __device__ __forceinline__ void emit(int64_t, int64_t c, const Value& value) const {
+    grad_weight[c] = narrow<T>(value.sum);
+  }
+};
+
+// ---- numbers of channels and of pixels
+
+// w[c]
+template <class T>
+struct WeightNumbers {
+  using acc_t = acc_type<T>;
+  struct Numbers {
+    acc_t weight;
+  };
+  const T* weight;
+
+  template <int kW>
+  __device__ __forceinline__ void load(int64_t, int64_t c, Numbers (&numbers)[kW]) const {
+    load_numbers<kW>(weight, c, acc_t(0), [&](int k, acc_t value) { numbers[k].weight = value; });
+  }
+};
+
+// How a channel or a pixel passes gradients back: through its gate, its mean, and its maximum, to the elements that gave
+// it. `key` tells them: it is the place of the first or, shared, the maximum itself, and `maximum` each one's part.
+template <class A>
+struct BackNumbers {
+  struct Numbers {
+    A gate, mean, maximum, key;
+  };
+  const A *gate, *mean, *maximum, *found, *marks;  // or null; mean and maximum: gradients, found: of the forward
+  int64_t count, stride;                           // stride: from a sample of mean, maximum and found to the next
+  A mean_scale;
+  bool share;
+
+  template <int kW>
+  __device__ __forceinline__ void load(int64_t n, int64_t i, Numbers (&numbers)[kW]) const {
+    const int64_t at = n * count + i, strided = n * stride + i;
+    load_numbers<kW>(gate, at, A(1), [&](int k, A value) { numbers[k].gate = value; });
+    load_numbers<kW>(mean, strided, A(0), [&](int k, A value) { numbers[k].mean = value * mean_scale; });
+    load_numbers<kW>(maximum, strided, A(0), [&](int k, A value) { numbers[k].maximum = value; });
+    load_numbers<kW>(marks, at, A(1), [&](int k, A value) { numbers[k].key = value; });
+    if (!share) return;
+#pragma unroll
+    for (int k = 0; k < kW; ++k) numbers[k].maximum /= numbers[k].key;
+    load_numbers<kW>(found, strided, A(0), [&](int k, A value) { numbers[k].key = value; });
+  }
+};
+
+// gc[c] and da[c] (null: zeros), w[c]
+template <class T>
+struct ConcurrentChannel {
+  using acc_t = acc_type<T>;
+  struct Numbers {
+    acc_t gate, mean, weight;
+  };
+  const acc_t *gate, *grad_means;
+  const T* weight;
+  int64_t count;
+  acc_t mean_scale;
+
+  template <int kW>
+  __device__ __forceinline__ void load(int64_t n, int64_t c, Numbers (&numbers)[kW]) const {
+    const int64_t at = n * count + c;
+    load_numbers<kW>(gate, at, acc_t(0), [&](int k, acc_t value) { numbers[k].gate = value; });
+    load_numbers<kW>(grad_means, at, acc_t(0), [&](int k, acc_t value) { numbers[k].mean = value * mean_scale; });
+    load_numbers<kW>(weight, c, acc_t(0), [&](int k, acc_t value) { numbers[k].weight = value; });
+  }
+};
+
+// gs[p], dt[p]
+template <class A>
+struct ConcurrentPixel {
+  struct Numbers {
+    A gate, logit;
+  };
+  const A *gate, *grad_logits;
+  int64_t count;
+
+  template <int kW>
+  __device__ __forceinline__ void load(int64_t n, int64_t p, Numbers (&numbers)[kW]) const {
+    load_numbers<kW>(gate, n * count + p, A(0), [&](int k, A value) { numbers[k].gate = value; });
+    load_numbers<kW>(grad_logits, n * count + p, A(0), [&](int k, A value) { numbers[k].logit = value; });
+  }
+};
+
+// ---- formulas
+
+template <class T, bool kMaxima>
+struct Pool : Formula<OneMap<T>, NoNumbers, NoNumbers,
+                      std::conditional_t<kMaxima, MaximaEnd<acc_type<T>>, SumEnd<acc_type<T>>>, NoEnd, false> {
+  bool share;
+
+  template <class A, class Fetched, class Value>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, NoNumbers::Numbers, NoNumbers::Numbers, A,
+                                       A pixel_place, Value& of_channel, Nothing&) const {
+    if constexpr (kMaxima) {
+      of_channel.add(fetched.x.get(k), pixel_place, share);
+    } else {
+      of_channel.sum += fetched.x.get(k);
+    }
+    return 0;
+  }
+};
+
+template <class T>
+struct Project : Formula<OneMap<T>, WeightNumbers<T>, NoNumbers, SumEnd<acc_type<T>>, LogitEnd<T>, false> {
+  template <class A, class Fetched, class Channel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, NoNumbers::Numbers, A, A,
+                                       Sum<A>& of_channel, Sum<A>& of_pixel) const {
+    const A x = fetched.x.get(k);
+    of_channel.sum += x;
+    of_pixel.sum += x * channel.weight;
+    return 0;
+  }
+};
+
+template <class T>
+struct Statistics : Formula<OneMap<T>, GateNumbers<acc_type<T>>, NoNumbers, NoEnd, MaximaEnd<acc_type<T>>, false> {
+  bool share;
+
+  template <class A, class Fetched, class Channel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, NoNumbers::Numbers,
+                                       A channel_place, A, Nothing&, SumAndMaximum<A>& of_pixel) const {
+    of_pixel.add(fetched.x.get(k) * channel.gate, channel_place, share);
+    return 0;
+  }
+};
+
+template <class T>
+struct Scale : Formula<OneMap<T>, GateNumbers<acc_type<T>>, GateNumbers<acc_type<T>>, NoEnd, NoEnd, true> {
+  Merge merge;
+  bool skip;
+
+  template <class A, class Fetched, class Channel, class Pixel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel, A, A,
+                                       Nothing&, Nothing&) const {
+    const A x = fetched.x.get(k), a = x * channel.gate, b = x * pixel.gate;
+    const A larger = a > b || a != a ? channel.gate : pixel.gate;  // a NaN is larger, as in torch
+    const A product = channel.gate * pixel.gate, sum = channel.gate + pixel.gate;
+    const A y = x * (merge == Merge::kProduct ? product : merge == Merge::kAdd ? sum : larger);
+    return skip ? y + x : y;
+  }
+};
+
+// What a maximum passes to the side that is `mine` there.
+template <class A>
+__device__ __forceinline__ A passed(A mine, A other) {
+  return mine < other ? A(0) : mine == other ? A(0.5) : A(1);
+}
+
+template <class T>
+struct GradGates : Formula<TwoMaps<T>, GateNumbers<acc_type<T>>, GateNumbers<acc_type<T>>, SumEnd<acc_type<T>>,
+                           SumEnd<acc_type<T>>, false> {
+  Merge merge;
+
+  template <class A, class Fetched, class Channel, class Pixel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel, A, A,
+                                       Sum<A>& of_channel, Sum<A>& of_pixel) const {
+    const A x = fetched.x.get(k), product = fetched.grad.get(k) * x;
+    const A a = x * channel.gate, b = x * pixel.gate;
+    const A u = merge == Merge::kProduct ? pixel.gate : merge == Merge::kAdd ? A(1) : passed(a, b);
+    const A v = merge == Merge::kProduct ? channel.gate : merge == Merge::kAdd ? A(1) : passed(b, a);
+    of_channel.sum += product * u;
+    of_pixel.sum += product * v;
+    return 0;
+  }
+};
+
+template <class T>
+struct GradChannelGate
+    : Formula<TwoMaps<T>, GateNumbers<acc_type<T>>, BackNumbers<acc_type<T>>, SumEnd<acc_type<T>>, NoEnd, false> {
+  template <class A, class Fetched, class Channel, class Pixel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel,
+                                       A channel_place, A, Sum<A>& of_channel, Nothing&) const {
+    const A x = fetched.x.get(k);
+    const bool gave = (this->pixel.share ? x * channel.gate : channel_place) == pixel.key;
+    of_channel.sum += x * (fetched.grad.get(k) * pixel.gate + pixel.mean + (gave ? pixel.maximum : A(0)));
+    return 0;
+  }
+};
+
+template <class T>
+struct GradX : Formula<TwoMaps<T>, BackNumbers<acc_type<T>>, BackNumbers<acc_type<T>>, NoEnd, NoEnd, true> {
+  bool skip;
+
+  template <class A, class Fetched, class Channel, class Pixel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel,
+                                       A channel_place, A pixel_place, Nothing&, Nothing&) const {
+    const bool share = this->pixel.share;
+    const A grad = fetched.grad.get(k), x = fetched.x.get(k);
+    const bool gave_statistic = (share ? x * channel.gate : channel_place) == pixel.key;
+    const bool gave_pool = (share ? x : pixel_place) == channel.key;
+    const A grad_z = grad * pixel.gate + pixel.mean + (gave_statistic ? pixel.maximum : A(0));
+    const A grad_x = grad_z * channel.gate + channel.mean + (gave_pool ? channel.maximum : A(0));
+    return skip ? grad_x + grad : grad_x;
+  }
+};
+
+template <class T>
+struct GradConcurrent
+    : Formula<TwoMaps<T>, ConcurrentChannel<T>, ConcurrentPixel<acc_type<T>>, WeightEnd<T>, NoEnd, true> {
+  Merge merge;  // kAdd without a channel gate
+
+  template <class A, class Fetched, class Channel, class Pixel>
+  __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel, A, A,
+                                       Sum<A>& of_channel, Nothing&) const {
+    const A x = fetched.x.get(k);
+    const A a = x * channel.gate, b = x * pixel.gate;
+    const A u = merge == Merge::kAdd ? A(1) : passed(a, b), v = merge == Merge::kAdd ? A(1) : passed(b, a);
+    const A scale = channel.gate * u + pixel.gate * v;
+    of_channel.sum += pixel.logit * x;
+    return fetched.grad.get(k) * scale + channel.mean + pixel.logit * channel.weight;
+  }
+};
+
+// ---- kernels
+
+// Blocks that a multiprocessor must at least have registers for.
+template <class T>
+inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+template <class T>
+inline constexpr int kScaleBlocks = sizeof(T) == 8 ? 3 : 4;
+// Half vectors come four rows at a time, and each has four numbers.
+template <class T, int kW>
+inline constexpr int kGradXBlocks = sizeof(T) == 8 || sizeof(T) * kW == 8 ? 2 : 3;
+
+// pooled[n, 0, c] = sum_p x / P; with maxima pooled[n, 1, c] = max_p x
+template <class T, bool kChannelsLast, int kW, bool kMaxima>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_pool(const __grid_constant__ FormulaPass<Pool<T, kMaxima>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// logits[n, p] = sum_c w[c] x + b, pooled[n, 0, c] = sum_p x / P
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_project(const __grid_constant__ FormulaPass<Project<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// statistics[n, 0, p] = max_c x gc, statistics[n, 1, p] = sum_c x gc / C
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_statistics(const __grid_constant__ FormulaPass<Statistics<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// y = x gc gs, x (gc + gs) or max(x gc, x gs), (+ x)
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kScaleBlocks<T>)
+    channel_spatial_scale(const __grid_constant__ FormulaPass<Scale<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// dgc[n, c] = sum_p dy x gs, dgs[n, p] = sum_c dy x gc, or with u and v in place of the gates
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_grad_gates(const __grid_constant__ FormulaPass<GradGates<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// dgc[n, c] = sum_p x (dy gs + dm / C + dM [c in M])
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_grad_channel_gate(const __grid_constant__ FormulaPass<GradChannelGate<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// dx = (dy gs + dm / C + dM [c in M]) gc + da / P + dA [p in A] (+ dy)
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kGradXBlocks<T, kW>)
+    channel_spatial_grad_x(const __grid_constant__ FormulaPass<GradX<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+// dx = dy (gc u + gs v) + da / P + dt w, dw[c] = sum_n,p dt x
+template <class T, bool kChannelsLast, int kW>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    channel_spatial_grad_concurrent(const __grid_constant__ FormulaPass<GradConcurrent<T>, T> pass) {
+  run_block<kChannelsLast, kW>(pass);
+}
+
+}  // namespace attnkernels::channel_spatial
