@@ -1,6 +1,7 @@
 // The CPU backend of the channel_spatial operators: checks, allocation, threads. The kernels are in
 // channel_spatial_simd.h.
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -36,6 +37,7 @@ struct Maps {
   // share, the maxima. The same of the pools, per channel. Null: there are none.
   Numbers<A> grad_means, grad_maxima, marked;
   Numbers<A> grad_pool_means, grad_pool_maxima, pool_marked;
+  Numbers<A> places;  // 0, 1, 2, ... for either axis
 };
 
 // The kernels of one level, on the rows [first, last) of sample n; `channels` and `pixels` as of cpu::reduce_axes.
@@ -83,7 +85,7 @@ class Run {
     maps.grad_y = input<T>(dense_grad_y);
   }
 
-  Tensor out(bool wanted = true) {
+  [[gnu::noinline]] Tensor out(bool wanted = true) {
     Tensor result = cpu::allocate_result(wanted, call.x.sizes(), call.dtype, call.channels_last);
     maps.out = wanted ? output<T>(result) : nullptr;
     maps.stream = result.numel() * int64_t(sizeof(T)) >= cpu::stream_bytes();
@@ -104,13 +106,13 @@ class Run {
     return {input<A>(*given), columns * maps.shape.pixels};
   }
 
-  Numbers<A> everywhere(A value, int64_t count) {
+  [[gnu::noinline]] Numbers<A> everywhere(A value, int64_t count) {
     kept.emplace_back(count, value);
     return {kept.back().data(), 0};
   }
 
   // grads [N, 2 or 1, count], each over the number of those that share it
-  Numbers<A> shared(Numbers<A> grads, const Tensor& marks, int64_t count) {
+  [[gnu::noinline]] Numbers<A> shared(Numbers<A> grads, const Tensor& marks, int64_t count) {
     std::vector<A>& result = kept.emplace_back(maps.shape.samples * count);
     for (int64_t n = 0; n < maps.shape.samples; ++n)
       for (int64_t i = 0; i < count; ++i) result[n * count + i] = grads.of(n)[i] / input<A>(marks)[n * count + i];
@@ -118,7 +120,7 @@ class Run {
   }
 
   // w in the accumulation type, the same for all samples.
-  Numbers<A> weight(const Optional& given) {
+  [[gnu::noinline]] Numbers<A> weight(const Optional& given) {
     if (!given) return {};
     std::vector<A>& result = kept.emplace_back(given->numel());
     kernels.widen(result.data(), input<T>(*given), result.size());
@@ -126,17 +128,20 @@ class Run {
   }
 
   // Where gradients pass through the statistics.
-  void statistics(const Optional& grads, const Optional& statistics, const Optional& marks, bool share) {
+  [[gnu::noinline]] void statistics(const Optional& grads, const Optional& statistics, const Optional& marks,
+                                    bool share) {
     const int64_t pixels = maps.shape.pixels;
     const Numbers<A> grad_maxima = per_pixel(grads, 0, 2);
     maps.share = share;
     maps.grad_means = grads ? Numbers<A>{grad_maxima.data + pixels, grad_maxima.stride} : grad_maxima;
     maps.grad_maxima = grads && share ? shared(grad_maxima, *marks, pixels) : grad_maxima;
     maps.marked = share ? per_pixel(statistics, kNever, 2) : per_pixel(marks, kNever);
+    maps.places = everywhere(0, std::max(maps.shape.channels, pixels));
+    std::iota(kept.back().begin(), kept.back().end(), A(0));
   }
 
   // Room for sums that a kernel makes beside those that are wanted.
-  Reduced<A> unwanted(int64_t count) {
+  [[gnu::noinline]] Reduced<A> unwanted(int64_t count) {
     return {Reduction::kSum, {{kept.emplace_back(maps.shape.samples * count).data(), count}}};
   }
 

@@ -19,11 +19,6 @@ template <class T>
 SIMD_INLINE PerPixel<Accumulator<T>> per_pixel(const Numbers<Accumulator<T>>& numbers, int64_t n) {
   return {numbers.of(n)};
 }
-template <class T>
-using ChannelOf = Place<Accumulator<T>, false>;
-template <class T>
-using PixelOf = Place<Accumulator<T>, true>;
-
 // out = value(operands...) for the rows [first, last) of sample n
 template <class T, class Value, class... Operands>
 SIMD_INLINE void map_sample(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Value value,
@@ -100,10 +95,15 @@ void scale(const Maps<T>& maps, int64_t n, int64_t first, int64_t last) {
 
 // ---- backward
 
-// u of the maximum of a and b, where a is x gc; v is the same of b and a.
+// u and v of the maximum of a = x gc and b = x gs
 template <class V>
-SIMD_INLINE V share_of(V a, V b) {
-  return a < b ? V{} : a == b ? V{} + 0.5f : V{} + 1;
+struct Shares {
+  V u, v;
+};
+template <class V>
+SIMD_INLINE Shares<V> shares_of(V a, V b) {
+  const V full = a == b ? V{} + 0.5f : V{} + 1;
+  return {a < b ? V{} : full, a > b ? V{} : full};
 }
 
 // channels: dgc = sum_p dy x gs; pixels: dgs = sum_c dy x gc; of a maximum with u and v in the place of the gates
@@ -118,9 +118,10 @@ void grad_gates(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, con
   };
   if (maps.merge == Merge::kMax)
     reduce([](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
-      const V grad = dy * x, a = x * gc, b = x * gs;
-      channel(grad * share_of(a, b));
-      pixel(grad * share_of(b, a));
+      const V grad = dy * x;
+      const auto [u, v] = shares_of(x * gc, x * gs);
+      channel(grad * u);
+      pixel(grad * v);
     });
   else
     reduce([](auto& channel, auto& pixel, V dy, V x, V gc, V gs) SIMD_INLINE_LAMBDA {
@@ -155,7 +156,7 @@ void grad_channel_gate(const Maps<T>& maps, int64_t n, int64_t first, int64_t la
   else
     reduce([=](auto& channel, auto&, V c, V dy, V x, V gs, V dm, V dM, V marked)
                SIMD_INLINE_LAMBDA { channel(x * fma(dy, gs, fma(dm, of_mean, through_maximum(c, marked, dM)))); },
-           ChannelOf<T>{});
+           per_channel<T>(maps.places, n));
 }
 
 // dx = dy (gc gs + skip) + (dm / C + dM [c in M]) gc + da / P + dA [p in A]
@@ -192,7 +193,7 @@ void grad_x(const Maps<T>& maps, int64_t n, int64_t first, int64_t last) {
           const V pooled = fma(da, of_pool, through_maximum(p, pool_marked, dA));
           return fma(dy, fma(gc, gs, skip), fma(dz, gc, pooled));
         },
-        dy, ChannelOf<T>{}, PixelOf<T>{}, gc, gs, dm, dM, marked, da, dA, pool_marked);
+        dy, per_channel<T>(maps.places, n), per_pixel<T>(maps.places, n), gc, gs, dm, dM, marked, da, dA, pool_marked);
 }
 
 // dx = dy (gc u + gs v) + da / P + dt w
@@ -213,8 +214,8 @@ SIMD_INLINE void grad_concurrent_map(const Maps<T>& maps, int64_t n, int64_t fir
     map_sample(
         maps, n, first, last,
         [=](V dy, V x, V gc, V gs, V da, V dt, V w) SIMD_INLINE_LAMBDA {
-          const V a = x * gc, b = x * gs;
-          return fma(dy, fma(gc, share_of(a, b), gs * share_of(b, a)), fma(dt, w, da * of_pool));
+          const auto [u, v] = shares_of(x * gc, x * gs);
+          return fma(dy, fma(gc, u, gs * v), fma(dt, w, da * of_pool));
         },
         dy, dense_rows(maps.shape, maps.x, n), gc, gs, da, dt, w);
 }

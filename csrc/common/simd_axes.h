@@ -22,28 +22,6 @@ struct PerPixel {
   }
 };
 
-// The numbers of the lanes, counted from the start of the row.
-template <class A>
-struct Counting {
-  int64_t from;
-  template <class Read>
-  SIMD_INLINE Vec<A> operator()(int64_t j, Read) const {
-    return lane_numbers<Vec<A>>() + A(from + j);
-  }
-};
-
-// An element's channel or, kOfPixels, its pixel.
-template <class A, bool kOfPixels>
-struct Place {
-  template <bool kChannelsLast>
-  SIMD_INLINE auto at(int64_t row, int64_t offset) const {
-    if constexpr (kChannelsLast == kOfPixels)
-      return Same<A>{broadcast<A>(A(row))};
-    else
-      return Counting<A>{offset};
-  }
-};
-
 // ---- reducers: a result in each lane
 
 template <class T>
@@ -106,10 +84,22 @@ struct SumAndMaximumOf {
       field[2] = greater | other_first ? other.field[2] : field[2];
     }
   }
-  template <int kBy = int(kLanes<T>) / 2>
+  // Where no term is NaN, which the sum would be too, two reductions after each other are less than those of all three.
   SIMD_INLINE void fold() {
+    const Accumulator<T> sum = reduce_add(field[0]);
+    if (sum != sum) return fold_halves<kLanes<T> / 2>();
+    const V largest = broadcast<T>(reduce_max(field[1]));
+    if constexpr (kShare)
+      field[2] = broadcast<T>(reduce_add(field[1] == largest ? field[2] : V{}));
+    else
+      field[2] = broadcast<T>(reduce_min(field[1] == largest ? field[2] : V{} + Accumulator<T>(__builtin_inf())));
+    field[0] = broadcast<T>(sum);
+    field[1] = largest;
+  }
+  template <int kBy>
+  SIMD_INLINE void fold_halves() {
     join({{rotated<kBy>(field[0]), rotated<kBy>(field[1]), rotated<kBy>(field[2])}});
-    if constexpr (kBy > 1) fold<kBy / 2>();
+    if constexpr (kBy > 1) fold_halves<kBy / 2>();
   }
 };
 
@@ -204,10 +194,10 @@ SIMD_INLINE void reduce_rows_of(int64_t length, int64_t first, int64_t last, con
   for (int f = 0; f < Column::kFields; ++f) partial.at[f] = numbers[f];
   // Two chains of terms: the second starts while the latency of the first passes.
   const auto reduce_piece = [&](int64_t row, int64_t begin, int64_t count) SIMD_INLINE_LAMBDA {
-    const auto visit = [&, ... from = operands.template at<kChannelsLast>(row, begin)](Row& of_row, int64_t j,
+    const auto visit = [&, ... from = operands.template at<kChannelsLast>(row, begin)](Row& of_row, V place, int64_t j,
                                                                                        auto read) SIMD_INLINE_LAMBDA {
       Column of_column = load_fields<Column>(partial, j, read);
-      const Cursor<Row, V, decltype(read)> to_row{of_row, lane_numbers<V>() + A(begin + j), read};
+      const Cursor<Row, V, decltype(read)> to_row{of_row, place, read};
       const Cursor<Column, V, decltype(read)> to_column{of_column, broadcast<A>(A(row)), read};
       if constexpr (kChannelsLast)
         step(to_column, to_row, from(j, read)...);
@@ -215,13 +205,15 @@ SIMD_INLINE void reduce_rows_of(int64_t length, int64_t first, int64_t last, con
         step(to_row, to_column, from(j, read)...);
       store_fields(partial, j, of_column, read);
     };
-    Row even = Row::start(lane_numbers<V>() + A(begin)), odd = Row::start(lane_numbers<V>() + A(begin + kStep));
+    V place = lane_numbers<V>() + A(begin);
+    Row even = Row::start(place), odd = Row::start(place + A(kStep));
     int64_t j = 0;
-    for (; j + 2 * kStep <= count; j += 2 * kStep) {
-      visit(even, j, ReadAll{});
-      visit(odd, j + kStep, ReadAll{});
+    for (; j + 2 * kStep <= count; j += 2 * kStep, place += A(2 * kStep)) {
+      visit(even, place, j, ReadAll{});
+      visit(odd, place + A(kStep), j + kStep, ReadAll{});
     }
-    for (; j < count; j += kStep) visit(even, j, ReadPartial{count - j < kStep ? count - j : kStep});
+    for (; j < count; j += kStep, place += A(kStep))
+      visit(even, place, j, ReadPartial{count - j < kStep ? count - j : kStep});
     if constexpr (Row::kFields > 0) join_lanes(rows, row, Row(even), Row(odd), begin > 0);
   };
   // Equal pieces of whole cache lines.

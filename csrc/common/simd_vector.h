@@ -4,7 +4,7 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, sqrt, first_lanes, lane_numbers, shuffle, rotated, reduce_add, reduce_max, exp, sigmoid, silu
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, lane_numbers, shuffle, rotated, reduce_add, reduce_max, reduce_min, exp, sigmoid, silu
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -92,16 +92,37 @@ SIMD_INLINE Float sqrt(Float v) { return Float(vsqrtq_f32(float32x4_t(v))); }
 SIMD_INLINE Double sqrt(Double v) { return Double(vsqrtq_f64(float64x2_t(v))); }
 #endif
 
+// The integers of as many lanes as V has.
+template <class V>
+using Integers = std::conditional_t<std::is_same_v<V, Double>, Int64, Int32>;
+
+// The lanes of these numbers, counted through a and then b.
+template <int... Lane, class V>
+SIMD_INLINE V shuffle(V a, V b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, Lane...);
+#else  // g++ has clang's spelling only from version 12 on
+  return __builtin_shuffle(a, b, Integers<V>{Lane...});
+#endif
+}
+
+// The lanes in another order: lane i is what was i + kBy, counted around.
+template <int kBy, class V>
+SIMD_INLINE V rotated(V v) {
+  constexpr int kCount = sizeof(v) / sizeof(v[0]);
+  return [v]<int... Lane>(std::integer_sequence<int, Lane...>) SIMD_INLINE_LAMBDA {
+    return shuffle<((Lane + kBy) % kCount)...>(v, v);
+  }(std::make_integer_sequence<int, kCount>());
+}
+
 // Folds all lanes by halves: the order is fixed.
-template <class V, class Operation>
+template <class V, class Operation, int kBy = kVectorBytes / 2 / sizeof(V{}[0])>
 SIMD_INLINE auto fold(V v, Operation operation) {
-  using Scalar = std::remove_reference_t<decltype(v[0])>;
-  constexpr int lanes = kVectorBytes / sizeof(Scalar);
-  Scalar part[lanes];
-  memcpy(part, &v, sizeof(v));
-  for (int half = lanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) part[i] = operation(part[i], part[i + half]);
-  return part[0];
+  v = operation(v, rotated<kBy>(v));
+  if constexpr (kBy > 1)
+    return fold<V, Operation, kBy / 2>(v, operation);
+  else
+    return v[0];
 }
 SIMD_INLINE float reduce_add(Float v) {
 #if SIMD_LEVEL_NUMBER == 2
@@ -115,22 +136,24 @@ SIMD_INLINE float reduce_add(Float v) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 #else
-  return fold(v, [](float a, float b) { return a + b; });
+  return fold(v, [](Float a, Float b) { return a + b; });
 #endif
 }
 SIMD_INLINE double reduce_add(Double v) {
 #if SIMD_LEVEL_NUMBER == 2
   return _mm512_reduce_add_pd(__m512d(v));
 #else
-  return fold(v, [](double a, double b) { return a + b; });
+  return fold(v, [](Double a, Double b) { return a + b; });
 #endif
 }
-// The largest lane, where none is NaN.
-SIMD_INLINE float reduce_max(Float v) {
-  return fold(v, [](float a, float b) { return a > b ? a : b; });
+// The largest and the smallest lane, where none is NaN.
+template <class V>
+SIMD_INLINE auto reduce_max(V v) {
+  return fold(v, [](V a, V b) { return max(a, b); });
 }
-SIMD_INLINE double reduce_max(Double v) {
-  return fold(v, [](double a, double b) { return a > b ? a : b; });
+template <class V>
+SIMD_INLINE auto reduce_min(V v) {
+  return fold(v, [](V a, V b) { return min(a, b); });
 }
 
 // ---- conversions between the 16-bit formats and float
@@ -231,20 +254,6 @@ SIMD_INLINE Uint16 from_float(Float v, Half) {
 #endif
 }
 
-// The integers of as many lanes as V has.
-template <class V>
-using Integers = std::conditional_t<std::is_same_v<V, Double>, Int64, Int32>;
-
-// The lanes of these numbers, counted through a and then b.
-template <int... Lane, class V>
-SIMD_INLINE V shuffle(V a, V b) {
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, Lane...);
-#else  // g++ has clang's spelling only from version 12 on
-  return __builtin_shuffle(a, b, Integers<V>{Lane...});
-#endif
-}
-
 // 0, 1, 2, ...
 template <class V>
 SIMD_INLINE V lane_numbers() {
@@ -257,15 +266,6 @@ SIMD_INLINE V lane_numbers() {
 template <class V>
 SIMD_INLINE V first_lanes(V v, int64_t count, V others = V{}) {
   return lane_numbers<Integers<V>>() < int(count) ? v : others;
-}
-
-// The lanes in another order: lane i is what was i + kBy, counted around.
-template <int kBy, class V>
-SIMD_INLINE V rotated(V v) {
-  constexpr int kCount = sizeof(v) / sizeof(v[0]);
-  return [v]<int... Lane>(std::integer_sequence<int, Lane...>) SIMD_INLINE_LAMBDA {
-    return shuffle<((Lane + kBy) % kCount)...>(v, v);
-  }(std::make_integer_sequence<int, kCount>());
 }
 
 // One value, by the same conversion.
