@@ -176,6 +176,8 @@ class ProjectFunction(torch.autograd.Function):
         pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.merge, ctx.bias = backend, merge, bias
+        if not ctx.needs_input_grad[1]:
+            ctx.mark_non_differentiable(pooled)  # which depends on x alone
         ctx.save_for_backward(x, weight)
         samples, channels, height, width = x.shape
         return pooled, logits, _map_slot(x), _slot(x, samples, channels), _slot(x, samples, height, width)
