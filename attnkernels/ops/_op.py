@@ -55,6 +55,7 @@ class Op:
         callables: the options that may be callables, of which kernels know nothing.
         when_compiled: why "auto" takes the formula under torch.compile; empty where it does not.
         on_gpu: the order in which "auto" prefers the backends of a GPU, by the leading tensor.
+        refusals: what `run` raises of arguments that it does not take, so that they are considered one by one.
         function: the public function.
     """
 
@@ -70,6 +71,7 @@ class Op:
     callables: tuple[str, ...] = ()
     when_compiled: str = ""
     on_gpu: Callable[[Tensor], tuple[str, ...]] = backends.gpu_backends
+    refusals: tuple[type[Exception], ...] = (RuntimeError, LookupError, TypeError)
     function: Callable[..., Tensor] = field(init=False)
 
     def public(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -90,7 +92,7 @@ class Op:
                 if chosen == "triton":  # the operators in C++ check as much
                     self.check(*inputs, *options)
                 return self.run(chosen, inputs, options)
-            except (RuntimeError, LookupError, TypeError):
+            except self.refusals:
                 pass  # callables, or wrong arguments: what follows names them
         if isinstance(backend, AsReference):
             return self.as_reference(backend.backend, tensors, inputs, options)

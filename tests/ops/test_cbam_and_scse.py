@@ -151,6 +151,19 @@ def test_the_normalisation_is_torchs_own(backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_an_error_of_the_normalisation_is_raised_at_once(backend, device):
+    calls = []
+
+    def norm(logits):
+        calls.append(logits.shape)
+        raise RuntimeError("of the normalisation")
+
+    with pytest.raises(RuntimeError, match="of the normalisation"):
+        attnkernels.cbam(*[x.to(device) for x in make()], spatial_norm=norm, backend=backend)
+    assert calls == [(2, 1, 5, 4)]
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_one_map_through_two_calls(backend, device):
     """The passes of one call do not take the slots of another on the same map."""
     inputs = [x.to(device) for x in make()]

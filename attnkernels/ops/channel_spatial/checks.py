@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _checks
@@ -14,6 +15,31 @@ POOL_TYPES = ("avg", "max", "lp", "lse")
 SPATIAL_ORDERS = (("max", "mean"), ("mean", "max"))
 SCSE_MERGES = ("max", "add")
 MOST_TAPS = 15  # of a side of the convolution; csrc/channel_spatial/channel_spatial.h has the same
+
+
+def _fit(x: Tensor, layers: Sequence[Tensor | None], spatial: Sequence[Tensor | None]) -> bool:
+    """Whether x and the layers of a call surely fit, and the others are like x: found in half the time, on every call."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _checks.FLOATING:
+        return False
+    dtype, device, channels = x.dtype, x.device, x.shape[1]
+    for value in (x, *layers, *spatial):
+        if value is not None and not (
+            isinstance(value, Tensor)
+            and value.dtype is dtype
+            and value.device == device
+            and value.layout is torch.strided
+        ):
+            return False
+    reduce_weight, reduce_bias, expand_weight, expand_bias = layers
+    if reduce_weight is None or expand_weight is None or not reduce_weight.dim():
+        return not any(layer is not None for layer in layers)
+    hidden = reduce_weight.shape[0]
+    return (
+        reduce_weight.shape in ((hidden, channels, 1, 1), (hidden, channels))
+        and expand_weight.shape in ((channels, hidden, 1, 1), (channels, hidden))
+        and (reduce_bias is None or reduce_bias.shape == (hidden,))
+        and (expand_bias is None or expand_bias.shape == (channels,))
+    )
 
 
 def _check_layers(
@@ -93,8 +119,10 @@ def check_cbam(
 ) -> None:
     """Raise where cbam does not take these arguments."""
     op = "cbam"
-    _checks.feature_map(op, "x", x)
-    _check_layers(op, x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    if not _fit(x, layers, (spatial_weight, spatial_bias)):
+        _checks.feature_map(op, "x", x)
+        _check_layers(op, x, *layers)
     check_pool_types(op, pool_types)
     check_spatial_order(op, spatial_order)
     if spatial_weight is None:
@@ -128,8 +156,10 @@ def check_scse(
 ) -> None:
     """Raise where scse does not take these arguments."""
     op = "scse"
-    _checks.feature_map(op, "x", x)
-    _check_layers(op, x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    if not _fit(x, layers, (spatial_weight, spatial_bias)):
+        _checks.feature_map(op, "x", x)
+        _check_layers(op, x, *layers)
     channels = x.shape[1]
     _checks.alike(op, "spatial_weight", spatial_weight, x)
     _checks.shape(op, "spatial_weight", spatial_weight, (channels,), (1, channels), (1, channels, 1, 1))

@@ -45,7 +45,8 @@ from .._registry import accumulation_dtype
 
 def wide(x: Tensor) -> Tensor:
     """x in the dtype in which sums are held."""
-    return x.to(accumulation_dtype(x.dtype))
+    dtype = accumulation_dtype(x.dtype)
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 # ---- the passes over the map
@@ -117,14 +118,18 @@ def channel_gate(
     expand_bias: Tensor | None,
 ) -> Tensor:
     """gc [N, C] from [N, K, C]: the layers, the same for each pool, and the sigmoid of the sum of their results."""
-    hidden = pooled
+    single = pooled.shape[1] == 1
+    hidden = pooled[:, 0] if single else pooled
     if reduce_weight is not None:
-        hidden = F.relu(_layer(hidden, reduce_weight, reduce_bias))
-    return _layer(hidden, expand_weight, expand_bias).sum(1).sigmoid()
+        hidden = _layer(hidden, reduce_weight, reduce_bias).relu()
+    logits = _layer(hidden, expand_weight, expand_bias)
+    return (logits if single else logits.sum(1)).sigmoid()
 
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, wide(weight.flatten(1)), None if bias is None else wide(bias))
+    """A fully connected layer, the weight as of a Linear or of a 1x1 convolution."""
+    weight = weight.flatten(1) if weight.dim() == 4 else weight
+    return F.linear(x, wide(weight), None if bias is None else wide(bias))
 
 
 def convolved(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

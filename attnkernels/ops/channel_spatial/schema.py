@@ -20,7 +20,13 @@ from .operators import MERGES, TIES
 _MOST_NUMBERED = 1 << 24
 
 
+class _NeedsFormulaError(Exception):
+    """A call that kernels do not take."""
+
+
 class _GateOp(Op):
+    """An op that checks its arguments before it runs: an error after that may be of a callable, which was called."""
+
     def only_formula(self, inputs: tuple, options: tuple) -> str:
         _, channels, height, width = inputs[0].shape
         if not channels * height * width:
@@ -32,7 +38,7 @@ class _GateOp(Op):
     def run(self, backend: str, inputs: tuple, options: tuple) -> Tensor:
         self.check(*inputs, *options)  # layers of the wrong shape may multiply too
         if self.only_formula(inputs, options):
-            raise LookupError
+            raise _NeedsFormulaError
         return self.passes(backend, inputs, options)
 
     def passes(self, backend: str, inputs: tuple, options: tuple) -> Tensor:
@@ -147,6 +153,7 @@ CBAM = _Cbam(
     check=check_cbam,
     autocast=parameters_as_map(slice(1, 7)),
     when_compiled=_WHEN_COMPILED,
+    refusals=(_NeedsFormulaError,),
     example=_example_cbam,
 )
 SCSE = _Scse(
@@ -157,5 +164,6 @@ SCSE = _Scse(
     check=check_scse,
     autocast=parameters_as_map(slice(1, 7)),
     when_compiled=_WHEN_COMPILED,
+    refusals=(_NeedsFormulaError,),
     example=_example_scse,
 )
