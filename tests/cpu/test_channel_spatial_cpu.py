@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import channel_spatial_operators as formulas
 import pytest
 import torch
-from ops import channel_spatial_operators as formulas
 from test_simd_levels import LEVELS
 
 from attnkernels import _load, testing

@@ -18,7 +18,7 @@ MOST_TAPS = 15  # of a side of the convolution; csrc/channel_spatial/channel_spa
 
 
 def _fit(x: Tensor, layers: Sequence[Tensor | None], spatial: Sequence[Tensor | None]) -> bool:
-    """Whether x and the layers of a call surely fit, and the others are like x: found in half the time, on every call."""
+    """Whether x and the layers of a call surely fit, and the others are like x: found in half the time."""
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _checks.FLOATING:
         return False
     dtype, device, channels = x.dtype, x.device, x.shape[1]
