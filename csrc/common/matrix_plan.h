@@ -63,9 +63,9 @@ struct Plan {
 };
 
 // Rows that a thread fetches at once, a power of two: 64 bytes, which are 64 KB on a multiprocessor that has 1024
-// threads (DRAM's latency needs half of that); of narrow vectors as many as registers hold.
+// threads (DRAM's latency needs half of that); of narrow vectors, and of double, as many as registers hold.
 constexpr int rows_at_once(int maps, int64_t vector_bytes) {
-  const int64_t rows = 64 / (maps * vector_bytes), most = 8 / maps;
+  const int64_t rows = 64 / (maps * vector_bytes), most = vector_bytes == 8 ? 4 : 8 / maps;
   return int(rows < most ? rows : most);
 }
 
