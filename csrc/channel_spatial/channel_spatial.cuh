@@ -274,9 +274,21 @@ struct GradConcurrent
 
 // ---- kernels
 
-// Blocks that a multiprocessor must at least have registers for.
+// Blocks that a multiprocessor must at least have registers for; from compute capability 10.0 on the compiler spills to
+// have three of those that take eight rows at a time, or add up along both axes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int kFewerBlocks = 1;
+#else
+inline constexpr int kFewerBlocks = 0;
+#endif
 template <class T>
 inline constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+template <class T, int kW>
+inline constexpr int kSumBlocks = sizeof(T) == 8 ? 2
+                                  : kW == 1      ? 3 - kFewerBlocks
+                                                 : 3;
+template <class T>
+inline constexpr int kProjectBlocks = sizeof(T) == 8 ? 2 : 3 - kFewerBlocks;
 template <class T>
 inline constexpr int kScaleBlocks = sizeof(T) == 8 ? 3 : 4;
 // Half vectors come four rows at a time, and each has four numbers.
@@ -285,21 +297,21 @@ inline constexpr int kGradXBlocks = sizeof(T) == 8 || sizeof(T) * kW == 8 ? 2 : 
 
 // pooled[n, 0, c] = sum_p x / P; with maxima pooled[n, 1, c] = max_p x
 template <class T, bool kChannelsLast, int kW, bool kMaxima>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kSumBlocks<T, kW>)
     channel_spatial_pool(const __grid_constant__ FormulaPass<Pool<T, kMaxima>, T> pass) {
   run_block<kChannelsLast, kW>(pass);
 }
 
 // logits[n, p] = sum_c w[c] x + b, pooled[n, 0, c] = sum_p x / P
 template <class T, bool kChannelsLast, int kW>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kProjectBlocks<T>)
     channel_spatial_project(const __grid_constant__ FormulaPass<Project<T>, T> pass) {
   run_block<kChannelsLast, kW>(pass);
 }
 
 // statistics[n, 0, p] = max_c x gc, statistics[n, 1, p] = sum_c x gc / C
 template <class T, bool kChannelsLast, int kW>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kSumBlocks<T, kW>)
     channel_spatial_statistics(const __grid_constant__ FormulaPass<Statistics<T>, T> pass) {
   run_block<kChannelsLast, kW>(pass);
 }

@@ -215,7 +215,7 @@ __device__ __forceinline__ void walk(const Body& body, const Plan& plan, const P
   for (int start = 0; start < vectors; start += across) {
     const int j = (start + side) * kW;
     const bool inside = start + side < vectors;
-    typename Body::ColumnNumbers columns[kW];
+    typename Body::ColumnNumbers columns[kW] = {};
     ColumnValue by_column[kW];
     if (inside) body.columns(j, columns);
     for (int top = group; top - group < place.rows; top += kRows * groups) {  // the same count for every thread

@@ -63,9 +63,9 @@ struct Plan {
 };
 
 // Rows that a thread fetches at once, a power of two: 64 bytes, which are 64 KB on a multiprocessor that has 1024
-// threads (DRAM's latency needs half of that); of narrow vectors as many as registers hold.
+// threads (DRAM's latency needs half of that); of narrow vectors, and of double, as many as registers hold.
 constexpr int rows_at_once(int maps, int64_t vector_bytes) {
-  const int64_t rows = 64 / (maps * vector_bytes), most = 8 / maps;
+  const int64_t rows = 64 / (maps * vector_bytes), most = vector_bytes == 8 ? 4 : 8 / maps;
   return int(rows < most ? rows : most);
 }
 
@@ -116,6 +116,14 @@ inline void choose_tiles(Plan& plan, int64_t vector_bytes, int64_t wanted) {
     const int64_t least = along_columns ? 2 * batch() : batch();
     plan.row_tiles = std::clamp<int64_t>(wanted / (samples * ceil_div(plan.columns(), plan.tile_columns)), 1,
                                          std::max<int64_t>(1, rows / least));
+    // Along both, whole rows where they are short and that leaves fewer sums to be put together.
+    const int64_t chunks = ceil_div(plan.columns(), plan.tile_columns);
+    const int64_t whole = std::clamp<int64_t>(ceil_div(wanted, samples), 1, std::max<int64_t>(1, rows / batch()));
+    const int64_t left = chunks * rows + (plan.row_tiles > 1 ? plan.row_tiles * plan.columns() : 0);
+    if (along_rows && chunks > 1 && 4 * samples * whole >= wanted && whole * plan.columns() < left) {
+      plan.tile_columns *= chunks;
+      plan.row_tiles = whole;
+    }
   }
   plan.across_bits = bits;
   plan.tile_rows = std::min(round_up(ceil_div(rows, plan.row_tiles), batch()), kLongestWalk);
