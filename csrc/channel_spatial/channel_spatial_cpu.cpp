@@ -12,12 +12,12 @@
 
 namespace attnkernels::channel_spatial {
 
-// Numbers per channel or per pixel of every sample; stride 0 where those of all samples are the same.
+// Numbers per channel or per pixel: those of sample n start at n stride + offset. Stride 0: all samples have the same.
 template <class A>
 struct Numbers {
   const A* data = nullptr;
-  int64_t stride = 0;
-  const A* of(int64_t n) const { return data + n * stride; }
+  int64_t stride = 0, offset = 0;
+  const A* of(int64_t n) const { return data + n * stride + offset; }
 };
 
 // What the kernels are given; each operator fills in what its formula names. Gates that are not there are ones.
@@ -72,8 +72,7 @@ using cpu::input, cpu::output;
 
 // What a call on maps of T prepares, and the way to run it.
 template <class T>
-class Run {
- public:
+struct Run {
   using A = Accumulator<T>;
 
   Run(const Checked& call, const Tensor& x, const Optional& grad_y = std::nullopt)
@@ -92,18 +91,16 @@ class Run {
     return result;
   }
 
-  Tensor numbers(bool wanted, torch::headeronly::IntHeaderOnlyArrayRef sizes) const {
-    return cpu::allocate_result(wanted, sizes, call.numbers_dtype);
+  // Of a tensor [N, columns, count], one of the columns; where there is none, `otherwise` everywhere.
+  Numbers<A> numbers(const Optional& given, int64_t count, A otherwise, int64_t columns, int64_t column) {
+    if (!given) return everywhere(otherwise, count);
+    return {input<A>(*given), columns * count, column * count};
   }
-
-  // Of a tensor [N, columns, ...], the numbers of the first column; where there is none, `otherwise` everywhere.
-  Numbers<A> per_channel(const Optional& given, A otherwise, int64_t columns = 1) {
-    if (!given) return everywhere(otherwise, maps.shape.channels);
-    return {input<A>(*given), columns * maps.shape.channels};
+  Numbers<A> per_channel(const Optional& given, A otherwise, int64_t columns = 1, int64_t column = 0) {
+    return numbers(given, maps.shape.channels, otherwise, columns, column);
   }
-  Numbers<A> per_pixel(const Optional& given, A otherwise, int64_t columns = 1) {
-    if (!given) return everywhere(otherwise, maps.shape.pixels);
-    return {input<A>(*given), columns * maps.shape.pixels};
+  Numbers<A> per_pixel(const Optional& given, A otherwise, int64_t columns = 1, int64_t column = 0) {
+    return numbers(given, maps.shape.pixels, otherwise, columns, column);
   }
 
   [[gnu::noinline]] Numbers<A> everywhere(A value, int64_t count) {
@@ -113,10 +110,11 @@ class Run {
 
   // grads [N, 2 or 1, count], each over the number of those that share it
   [[gnu::noinline]] Numbers<A> shared(Numbers<A> grads, const Tensor& marks, int64_t count) {
-    std::vector<A>& result = kept.emplace_back(maps.shape.samples * count);
+    A* result = kept.emplace_back(maps.shape.samples * count).data();
+    const A* shares = input<A>(marks);
     for (int64_t n = 0; n < maps.shape.samples; ++n)
-      for (int64_t i = 0; i < count; ++i) result[n * count + i] = grads.of(n)[i] / input<A>(marks)[n * count + i];
-    return {result.data(), count};
+      for (int64_t i = 0; i < count; ++i) result[n * count + i] = grads.of(n)[i] / shares[n * count + i];
+    return {result, count};
   }
 
   // w in the accumulation type, the same for all samples.
@@ -131,10 +129,10 @@ class Run {
   [[gnu::noinline]] void statistics(const Optional& grads, const Optional& statistics, const Optional& marks,
                                     bool share) {
     const int64_t pixels = maps.shape.pixels;
-    const Numbers<A> grad_maxima = per_pixel(grads, 0, 2);
     maps.share = share;
-    maps.grad_means = grads ? Numbers<A>{grad_maxima.data + pixels, grad_maxima.stride} : grad_maxima;
-    maps.grad_maxima = grads && share ? shared(grad_maxima, *marks, pixels) : grad_maxima;
+    maps.grad_maxima = per_pixel(grads, 0, 2);
+    maps.grad_means = per_pixel(grads, 0, 2, 1);
+    if (grads && share) maps.grad_maxima = shared(maps.grad_maxima, *marks, pixels);
     maps.marked = share ? per_pixel(statistics, kNever, 2) : per_pixel(marks, kNever);
     maps.places = everywhere(0, std::max(maps.shape.channels, pixels));
     std::iota(kept.back().begin(), kept.back().end(), A(0));
@@ -186,7 +184,7 @@ void dispatch(const Checked& call, const F& f) {
 std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial_weight, const Optional& spatial_bias,
                                         int64_t pools) {
   const CheckedPool call(x, spatial_weight, spatial_bias, pools);
-  const auto [samples, channels, pixels, channels_last] = static_cast<const MapShape&>(call.shape);
+  const int64_t samples = call.shape.samples, channels = call.shape.channels, pixels = call.shape.pixels;
   const int64_t columns = call.columns();
   Tensor pooled = cpu::allocate({samples, columns, channels}, call.numbers_dtype);
   Tensor marks = cpu::allocate_result(call.maxima(), {samples, channels}, call.numbers_dtype);
@@ -217,7 +215,8 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
     if (call.spatial_bias) {
       A bias;
       run.kernels.widen(&bias, input<T>(*call.spatial_bias), 1);
-      for (int64_t i = 0; i < samples * pixels; ++i) output<A>(logits)[i] += bias;
+      A* to = output<A>(logits);
+      for (int64_t i = 0; i < samples * pixels; ++i) to[i] += bias;
     }
   });
   return {std::move(pooled), std::move(marks), std::move(logits)};
@@ -225,11 +224,10 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
 
 std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_gate, int64_t share) {
   const CheckedStatistics call(x, channel_gate, share);
-  const auto [samples, channels, height, width] =
-      std::tuple(call.shape.samples, call.shape.channels, call.shape.height, call.shape.width);
-  const int64_t pixels = call.shape.pixels;
-  Tensor result = cpu::allocate({samples, 2, height, width}, call.numbers_dtype);
-  Tensor marks = cpu::allocate({samples, height, width}, call.numbers_dtype);
+  const Shape& shape = call.shape;
+  const int64_t pixels = shape.pixels;
+  Tensor result = cpu::allocate({shape.samples, 2, shape.height, shape.width}, call.numbers_dtype);
+  Tensor marks = cpu::allocate({shape.samples, shape.height, shape.width}, call.numbers_dtype);
   dispatch(call, [&]<class T>(T) {
     using A = Accumulator<T>;
     Run<T> run(call, x);
@@ -241,7 +239,7 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_g
     run.reduce(1, {}, of_pixels, [&](int64_t n, int64_t first, int64_t last, const auto&, const auto& pixels) {
       run.kernels.statistics(run.maps, n, first, last, pixels);
     });
-    for (int64_t n = 0; n < samples; ++n) multiply(of_pixels.of(n), 1 / A(channels), pixels);
+    for (int64_t n = 0; n < shape.samples; ++n) multiply(of_pixels.of(n), 1 / A(shape.channels), pixels);
   });
   return {std::move(result), std::move(marks)};
 }
@@ -321,21 +319,19 @@ Tensor grad_x(const Tensor& grad_y, const Tensor& x, const Optional& channel_gat
     Run<T> run(call, x, grad_y);
     result = run.out();
     Maps<T>& maps = run.maps;
-    const int64_t channels = call.shape.channels;
     maps.skip = skip;
     maps.channel_gate = run.per_channel(call.channel_gate, 1);
     maps.spatial_gate = run.per_pixel(call.spatial_gate, 1);
     maps.grad_pool_means = run.per_channel(call.grad_pooled, 0, call.columns);
     if (call.grad_statistics || call.maxima()) {
+      const auto of_maxima = [&](const Optional& given, A otherwise) {
+        return run.per_channel(call.maxima() ? given : std::nullopt, otherwise, 2, 1);
+      };
       run.statistics(call.grad_statistics, call.statistics, call.marks, share);
-      maps.grad_pool_maxima = run.per_channel(std::nullopt, 0);
-      maps.pool_marked = run.per_channel(std::nullopt, run.kNever);
-    }
-    if (call.maxima()) {
-      const auto of_maxima = [&](const Tensor& given) { return Numbers<A>{input<A>(given) + channels, 2 * channels}; };
-      maps.grad_pool_maxima = of_maxima(*call.grad_pooled);
-      if (share) maps.grad_pool_maxima = run.shared(maps.grad_pool_maxima, *call.pool_marks, channels);
-      maps.pool_marked = share ? of_maxima(*call.pooled) : run.per_channel(call.pool_marks, 0);
+      maps.grad_pool_maxima = of_maxima(call.grad_pooled, 0);
+      if (call.maxima() && share)
+        maps.grad_pool_maxima = run.shared(maps.grad_pool_maxima, *call.pool_marks, call.shape.channels);
+      maps.pool_marked = share ? of_maxima(call.pooled, run.kNever) : run.per_channel(call.pool_marks, run.kNever);
     }
     run.map(share ? 3 : 2, [&](int64_t n, int64_t first, int64_t last) { run.kernels.grad_x(maps, n, first, last); });
   });
