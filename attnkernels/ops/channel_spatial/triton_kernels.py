@@ -77,18 +77,20 @@ def _store_row(ptr, row, i, length, value):
 
 
 @triton.jit
-def _larger(value, mark, best, best_mark, SHARE: tl.constexpr):
-    """The larger of `value` and `best`, which comes before it, and its mark; the first NaN is the largest. Of equal
-    ones the mark is the first's or, SHARE, the sum. The start is -inf with mark 0: if all are -inf, the first is 0."""
-    larger = (value > best) | ((value != value) & (best == best))
-    if SHARE:
-        best_mark += tl.where(value == best, mark, 0)
-    return tl.where(larger, value, best), tl.where(larger, mark, best_mark)
+def _maximum_of(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _maximum_of(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+def _larger(value, mark, best, best_mark, SHARE: tl.constexpr):
+    """The larger of `value` and `best`, which comes before it, and its mark; the first NaN is the largest. Of equal
+    ones the mark is the first's or, SHARE, the sum. The start is -inf with mark 0: if all are -inf, the first is 0."""
+    if SHARE:
+        largest = _maximum_of(value, best)
+        return largest, tl.where(value == largest, mark, 0) + tl.where(best == largest, best_mark, 0)
+    else:
+        larger = (value > best) | ((value != value) & (best == best))
+        return tl.where(larger, value, best), tl.where(larger, mark, best_mark)
 
 
 @triton.jit
