@@ -46,7 +46,8 @@ struct Maps {
     gate::Limits found;
     check_launch(checked.op, limits(found));
     const matrix::Plan plan = choose(type, shape, call, found);
-    const Optional scratch = plan.scratch() ? Optional(numbers({plan.scratch()})) : std::nullopt;
+    Optional scratch;
+    if (plan.scratch()) scratch = numbers({plan.scratch()});
     check_launch(checked.op, channel_spatial::run(type, call, plan, output(scratch), current_stream(x)));
   }
 
