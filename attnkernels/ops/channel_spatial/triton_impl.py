@@ -25,6 +25,8 @@ from .operators import (
     NEEDS_WEIGHT,
     NEEDS_X,
 )
+from .triton_convolution import channel_spatial_convolution as channel_spatial_convolution
+from .triton_convolution import channel_spatial_convolution_backward as channel_spatial_convolution_backward
 
 _PRODUCT, _MAX = MERGES.index("product"), MERGES.index("max")
 _PLANES = torch.contiguous_format
