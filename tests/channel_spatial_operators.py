@@ -194,3 +194,12 @@ def arguments(call: Call, shape, dtype, layout, seed=0, ties=False) -> tuple[Any
     if means or "maxima" in call.given:
         pools = [normal(*pooled.shape).to(wide), pooled.to(wide), None if means else pool_marks.to(wide)]
     return grad_y, x, *optional(*_BOTH, *_STATISTICS), *pools, *call.options
+
+
+def spread(value: Any) -> Any:
+    """A tensor of the same numbers, none of which are adjacent in memory, between NaNs."""
+    if not isinstance(value, Tensor) or not value.numel():
+        return value
+    wide = torch.full((*value.shape, 2), float("nan"), dtype=value.dtype, device=value.device)
+    wide[..., 0] = value
+    return wide[..., 0]

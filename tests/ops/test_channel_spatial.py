@@ -25,6 +25,17 @@ def test_operator(call, backend, device, layout):
                 check(call, backend, device, formulas.arguments(call, shape, dtype, layout, ties=ties))
 
 
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("call", formulas.CALLS, ids=str)
+def test_any_strides(call, backend, device, layout):
+    """x alone decides the layout; no other tensor has to be dense."""
+    arguments = formulas.arguments(call, (2, 12, 5, 7), torch.float32, layout)
+    x = 1 if call.name.startswith("grad") else 0
+    spread = [value if i == x else formulas.spread(value) for i, value in enumerate(arguments)]
+    check(call, backend, device, spread)
+
+
 def check(call, backend, device, arguments):
     """Hold the results to the formulas, and their shapes and layouts to those that are promised."""
     operator = getattr(operators, call.name.upper())

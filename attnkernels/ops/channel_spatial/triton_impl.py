@@ -15,6 +15,7 @@ from torch import Tensor
 from .._layout import dense, empty
 from .._registry import accumulation_dtype
 from .._triton import Launch, aligned, ceil_div, multiple, on_device_of, power_of_2, tile, tile_along_channels, wide
+from .._triton_gate import contiguous
 from . import triton_kernels as kernels
 from .operators import (
     MEANS_AND_MAXIMA,
@@ -138,6 +139,7 @@ def channel_spatial_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `channel_spatial_pool` (operators.py has its schema): means and maxima, marks, logits."""
     x, layout = dense(x)
+    spatial_weight = contiguous(spatial_weight)
     samples, channels, height, width = x.shape
     rows = min(pools, MEANS_AND_MAXIMA)
     pooled = _numbers(x, samples, rows, channels)
@@ -159,6 +161,7 @@ def channel_spatial_pool(
 def channel_spatial_statistics(x: Tensor, channel_gate: Tensor | None, share: int) -> tuple[Tensor, Tensor]:
     """The operator `channel_spatial_statistics`: maxima and means over the channels, and marks."""
     x, layout = dense(x)
+    channel_gate = contiguous(channel_gate)
     samples, _, height, width = x.shape
     statistics, marks = _numbers(x, samples, 2, height, width), _numbers(x, samples, height, width)
     call = Call.of(x, layout, channel_gate)
@@ -176,6 +179,7 @@ def channel_spatial_scale(
 ) -> Tensor:
     """The operator `channel_spatial_scale`: y."""
     x, layout = dense(x)
+    channel_gate, spatial_gate = contiguous(channel_gate), contiguous(spatial_gate)
     y = torch.empty_like(x, memory_format=layout)
     call = Call.of(x, layout, channel_gate, spatial_gate)
     merge = merge if all(call.given) else _PRODUCT
@@ -206,7 +210,7 @@ def _grads(
     """
     grad_y, read = grad_y.contiguous(memory_format=layout), x if read_x else None
     grad_x, grad_channel, grad_spatial = results
-    optional = [given.get(name) for name in _GIVEN]
+    optional = [contiguous(given.get(name)) for name in _GIVEN]
     call = Call.of(x, layout, grad_y, read, *optional, *results)
     plan = _pass(
         kernels.channel_spatial_grads, call, along_channels, grad_spatial is not None, last_first,
