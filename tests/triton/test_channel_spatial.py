@@ -169,7 +169,7 @@ NOTICED = {
     ),
     "a share of nothing": (SHARED, "mark = _load_row(marks_ptr, sample, i, length, 1", "mark = _load_row(marks_ptr, sample, i, length, 0"),
     "a bias for each part": (PROJECTED, "tl.where(i == 0, tl.load(bias_ptr).to(accumulation), 0)", "tl.load(bias_ptr).to(accumulation)"),
-    "equal sides as one": (CONCURRENT, "tl.where(a == b, 0.5, 1.0)", "tl.where(a == b, 1.0, 1.0)"),
+    "equal sides as one": (CONCURRENT, "tl.where(a == b, grad * 0.5, grad)", "grad"),
     "part of the weight's gradient": (CONCURRENT, "total += tl.load(here + SUMS * length, mask=mask, other=0)", "total = tl.load(here + SUMS * length, mask=mask, other=0)"),
 }  # fmt: skip
 

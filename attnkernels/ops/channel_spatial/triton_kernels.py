@@ -127,13 +127,13 @@ def _maximum_grad(
 
 
 @triton.jit
-def _sides(a, b, MERGE: tl.constexpr):
-    """u and v: what the gradient of a merge is multiplied by on its way to a and to b."""
+def _sides(grad, a, b, MERGE: tl.constexpr):
+    """grad u and grad v: the gradient of a merge on its way to a and to b."""
     if MERGE == _ADD:
-        return tl.full(a.shape, 1, a.dtype), tl.full(a.shape, 1, a.dtype)
+        return grad, grad
     else:
-        half = tl.where(a == b, 0.5, 1.0).to(a.dtype)
-        return tl.where(a < b, 0, half), tl.where(a > b, 0, half)
+        grad = tl.where(a == b, grad * 0.5, grad)
+        return tl.where(a < b, 0, grad), tl.where(a > b, 0, grad)
 
 
 # a[n, c] = sum_p x / P, A[n, c] = max_p x, t[n, p] = sum_c w[c] x + b                        grid (N * tiles * chunks)
@@ -375,9 +375,10 @@ def channel_spatial_grads(
                 grad_z += mean + _marked(x * channel_gate, channel[:, None], key, maximum, SHARE)
             grad_x, to_channel, to_pixel = grad_z * channel_gate, x * grad_z, grad_y * x * channel_gate
         else:
-            u, v = _sides(x * channel_gate, x * spatial_gate, MERGE)
-            grad_x = grad_y * (channel_gate * u + spatial_gate * v)
-            to_channel, to_pixel = grad_y * x * u, grad_y * x * v
+            a, b = x * channel_gate, x * spatial_gate
+            to_channel, to_pixel = _sides(grad_y * x, a, b, MERGE)
+            grad_a, grad_b = _sides(grad_y, a, b, MERGE)
+            grad_x = grad_a * channel_gate + grad_b * spatial_gate
         if grad_logits_ptr is not None:
             to_channel = grad_logit * x
         if grad_x_ptr is not None:
