@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._triton import Launch, aligned, ceil_div, on_device_of
+from .._triton import Launch, aligned, ceil_div, on_device_of, wide
 from . import triton_convolution_kernels as kernels
 from .operators import NEEDS_WEIGHT, NEEDS_X
 
@@ -65,7 +65,10 @@ def _plan_backward(call: _Call) -> _Backward:
     steps = max(1, ceil_div(blocks, _CHUNKS))
     chunks = ceil_div(blocks, steps)
     weights = 2 * call.taps**2
-    parts = Launch(kernels.channel_spatial_weight_parts, (weights, chunks), keep=call.aligned, BLOCK=_PIXELS_OF_WEIGHT)
+    parts = Launch(
+        kernels.channel_spatial_weight_parts, (weights, chunks), keep=call.aligned,
+        WIDE=wide(call.samples, call.height * call.width), BLOCK=_PIXELS_OF_WEIGHT,
+    )  # fmt: skip
     weight = Launch(
         kernels.channel_spatial_weight_grad, (ceil_div(weights, _WEIGHTS),), keep=call.aligned, BLOCK=_WEIGHTS
     )

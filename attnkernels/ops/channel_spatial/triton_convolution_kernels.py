@@ -49,19 +49,22 @@ def channel_spatial_convolve(
 # 2, w + j - k / 2]                                                                          grid (2 * k * k, chunks)
 @triton.jit(do_not_specialize=["samples", "height", "width", "taps", "steps"])
 def channel_spatial_weight_parts(
-    grad_ptr, statistics_ptr, parts_ptr, samples, height, width, taps, steps, BLOCK: tl.constexpr
-):
+    grad_ptr, statistics_ptr, parts_ptr, samples, height, width, taps, steps,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32  # a division of 64 bits is a call of many registers
     of_plane = taps * taps
     plane, tap = tl.program_id(0) // of_plane, tl.program_id(0) % of_plane
     up, left = tap // taps - taps // 2, tap % taps - taps // 2
     pixels = height * width
     total = tl.zeros([BLOCK], grad_ptr.dtype.element_ty)
     for step in range(steps):
-        place = (tl.program_id(1).to(tl.int64) * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        mask = place < tl.cast(samples, tl.int64) * pixels
-        sample, pixel = place // pixels, (place % pixels).to(tl.int32)
+        place = (tl.program_id(1).to(index) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        mask = place < tl.cast(samples, index) * pixels
+        sample = place // pixels
+        pixel = (place - sample * pixels).to(tl.int32)
         grad = tl.load(grad_ptr + place, mask=mask, other=0)
-        plane_ptr = statistics_ptr + (2 * sample + plane) * pixels
+        plane_ptr = statistics_ptr + (2 * sample + plane).to(tl.int64) * pixels
         total += grad * _shifted(plane_ptr, pixel // width + up, pixel % width + left, height, width, mask)
     at = parts_ptr + tl.program_id(1) * 2 * of_plane + tl.program_id(0)
     tl.store(at, tl.sum(total, 0))
