@@ -128,8 +128,11 @@ COMPILED = [
     )
 ]
 
+# Three passes forward; two backward over both maps, and one that needs no x.
 TRAFFIC = [
-    TrafficCall(name, case, layout, wanted=(0,), inputs=("x",), reads=reads, device={"multiprocessors": 4})
+    TrafficCall(
+        name, _cbam("traffic", 2, 64, 16, 16, 4, 7), layout, wanted=(0,), inputs=("x",), device={"multiprocessors": 4},
+        reads={"x": 3 + 2, "grad_y": 3}, writes={"y": 1, "grad_x": 1},
+    )
     for name, layout in FORMATS.items()
-    for case, reads in ((_cbam("traffic", 2, 64, 16, 16, 4, 7), {"x": 3 + 2, "grad_y": 3}),)
-]
+]  # fmt: skip
