@@ -34,19 +34,25 @@ def _map_slot(x: Tensor) -> Tensor:
 
 
 class PoolFunction(torch.autograd.Function):
-    """cbam's first pass, from x to [N, K, C], and its slots: those of grad_y, of both gates, and of the statistics."""
+    """cbam's first pass, from x to [N, K, C], and its slots: those of grad_y and the channel gate and, where a spatial
+    gate follows, of that and of the statistics.
+
+    A compiled graph has zeros for the gradients of results that nothing uses: there are no others.
+    """
 
     @staticmethod
-    def forward(ctx: Any, backend: str, x: Tensor, pools: int, ties: str, skip: bool) -> Tensors:
+    def forward(ctx: Any, backend: str, x: Tensor, pools: int, ties: str, skip: bool, spatial: bool) -> Tensors:
         pooled, marks, _ = operators.POOL.on[backend](x, None, None, pools)
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.pools, ctx.ties, ctx.skip = backend, pools, ties, skip
         ctx.save_for_backward(x, *((pooled, marks) if pools >= operators.MEANS_AND_MAXIMA else ()))
         samples, channels, height, width = x.shape
+        slots = _map_slot(x), _slot(x, samples, channels)
+        if not spatial:
+            return pooled, *slots
         return (
             pooled,
-            _map_slot(x),
-            _slot(x, samples, channels),
+            *slots,
             _slot(x, samples, height, width),
             _slot(x, samples, 2, height, width),
             _slot(x, samples, 2, height, width),
@@ -54,22 +60,30 @@ class PoolFunction(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, grad_pooled: Tensor | None, grad_y: Tensor | None, *others: Tensor | None) -> Tensors:
+    def backward(
+        ctx: Any,
+        grad_pooled: Tensor | None,
+        grad_y: Tensor | None,
+        channel_gate: Tensor | None,
+        spatial_gate: Tensor | None = None,
+        *found: Tensor | None,
+    ) -> Tensors:
         x, *kept = ctx.saved_tensors
         if grad_y is None:
             names = ("avg", "max")[: min(ctx.pools, 2)]
             grad = None
             if grad_pooled is not None:
                 (grad,) = reference_backward(lambda x: reference.pooled(x, names, ctx.ties), [x], grad_pooled)
-            return None, grad, None, None, None
+            return None, grad, None, None, None, None
         pooled, marks = kept or (None, None)
         if grad_pooled is not None and pooled is None:
             pooled = grad_pooled  # which only says how many pools there are
         of_pools = (None, None, None) if grad_pooled is None else (grad_pooled, pooled, marks)
         grad = operators.GRAD_X.on[ctx.backend](
-            grad_y, x, *others, *of_pools, int(ctx.skip), TIES.index(ctx.ties)
+            grad_y, x, channel_gate, spatial_gate, *(found or (None, None, None)), *of_pools, int(ctx.skip),
+            TIES.index(ctx.ties),
         )  # fmt: skip
-        return None, grad, None, None, None
+        return None, grad, None, None, None, None
 
 
 class StatisticsFunction(torch.autograd.Function):
@@ -167,7 +181,8 @@ class ScaleFunction(torch.autograd.Function):
 
 
 class ProjectFunction(torch.autograd.Function):
-    """scse's first pass, from x to [N, K, C] and t [N, H, W], and its slots: those of grad_y and of both gates."""
+    """scse's first pass, from x to t [N, H, W], and its slots: those of grad_y and the spatial gate. Where there is a
+    channel gate, to the means [N, 1, C] as well, and its slot."""
 
     @staticmethod
     def forward(
@@ -176,20 +191,23 @@ class ProjectFunction(torch.autograd.Function):
         pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.merge, ctx.bias = backend, merge, bias
-        if not ctx.needs_input_grad[1]:
-            ctx.mark_non_differentiable(pooled)  # which depends on x alone
         ctx.save_for_backward(x, weight)
         samples, channels, height, width = x.shape
-        return pooled, logits, _map_slot(x), _slot(x, samples, channels), _slot(x, samples, height, width)
+        slots = _map_slot(x), _slot(x, samples, height, width)
+        if pools == operators.NO_POOLS:
+            return logits, *slots
+        if not ctx.needs_input_grad[1]:
+            ctx.mark_non_differentiable(pooled)  # which depends on x alone
+        return logits, *slots, pooled, _slot(x, samples, channels)
 
     @staticmethod
     def backward(
         ctx: Any,
-        grad_pooled: Tensor | None,
         grad_logits: Tensor | None,
         grad_y: Tensor | None,
-        channel_gate: Tensor | None,
         spatial_gate: Tensor | None,
+        grad_pooled: Tensor | None = None,
+        channel_gate: Tensor | None = None,
     ) -> Tensors:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[1:4]
@@ -204,11 +222,9 @@ class ProjectFunction(torch.autograd.Function):
         if needs := needs_bits((wants_x, wants_weight)):
             grads = operators.GRAD_CONCURRENT.on[ctx.backend](
                 grad_y, x, channel_gate, spatial_gate, None if grad_pooled is None else grad_pooled[:, 0],
-                grad_logits, weight.flatten(), MERGES.index(ctx.merge), needs,
+                grad_logits, weight, MERGES.index(ctx.merge), needs,
             )  # fmt: skip
-        grad_x = grads[0] if wants_x else None
-        grad_weight = grads[1].view(weight.shape) if wants_weight else None
-        return None, grad_x, grad_weight, grad_bias, None, None
+        return None, grads[0] if wants_x else None, grads[1] if wants_weight else None, grad_bias, None, None
 
 
 def _projection_by_formula(

@@ -71,7 +71,7 @@ class _Cbam(_GateOp):
             (x,) = distinct(x)
         if layers[2] is not None:
             if recorded:
-                pooled, *slots = PoolFunction.apply(backend, x, pools, ties, skip)
+                pooled, *slots = PoolFunction.apply(backend, x, pools, ties, skip, spatial_weight is not None)
             else:
                 pooled, _, _ = operators.POOL.on[backend](x, None, None, pools)
             with without_autocast(x):
@@ -117,17 +117,19 @@ class _Scse(_GateOp):
         weight = weight.flatten()
         pools = operators.NO_POOLS if layers[2] is None else operators.MEANS
         slots: tuple[Tensor | None, ...] = ()
+        by_channel = pooled = None
         if needs_grad(*inputs):
-            pooled, logits, *slots = ProjectFunction.apply(backend, *distinct(x, weight, bias), pools, merge)
+            logits, grad_y, grad_gate, *others = ProjectFunction.apply(
+                backend, *distinct(x, weight, bias), pools, merge
+            )
+            pooled, grad_channel_gate = others or (None, None)
+            slots = grad_y, grad_channel_gate, grad_gate
         else:
             pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
-        by_channel = None
         if layers[2] is not None:
             with without_autocast(x):
                 by_channel = reference.channel_gate(pooled, *layers)
-        elif slots:
-            slots = (slots[0], None, slots[2])
-        return _scaled(backend, x, by_channel, logits.sigmoid(), merge, False, tuple(slots))
+        return _scaled(backend, x, by_channel, logits.sigmoid(), merge, False, slots)
 
 
 def _layers(device: str, channels: int) -> tuple[Any, ...]:
