@@ -196,3 +196,22 @@ def test_nothing_of_the_maps_size_is_kept(backend, device, op):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         getattr(attnkernels, op)(x, *[torch.randn(size, device=device) for size in sizes], backend=backend)
     assert {t.data_ptr() for t in kept if t.numel() >= x.numel()} == {x.data_ptr()}
+
+
+@pytest.mark.parametrize("kind", ["both", "channel", "spatial"])
+@pytest.mark.parametrize("op", ["cbam", "scse"])
+def test_compiled_kernels_have_the_gradients_of_the_formula(op, kind):
+    """What is not there, a compiled graph takes for zeros."""
+    if "cpu" not in attnkernels.available_backends():
+        pytest.skip("no cpu here")
+    if op == "scse" and kind == "channel":
+        pytest.skip("is squeeze_excite")
+    torch._dynamo.reset()
+    x, *weights = make(kind, spatial=(1, 6, 1, 1) if op == "scse" else (1, 2, 3, 3))
+    function = getattr(attnkernels, op)
+    compiled = torch.compile(lambda x: function(x, *weights, backend="cpu"), fullgraph=True, backend="aot_eager")
+    grads = []
+    for call in (compiled, lambda x: function(x, *weights, backend="reference")):
+        leaf = x.detach().requires_grad_()
+        grads.append(torch.autograd.grad(call(leaf).sin().sum(), leaf)[0])
+    torch.testing.assert_close(*grads, **EXACT)
