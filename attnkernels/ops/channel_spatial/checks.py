@@ -5,77 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _checks, _fully_connected
+from .._fully_connected import check_vector
 from .operators import TIES
 
 POOL_TYPES = ("avg", "max", "lp", "lse")
 SPATIAL_ORDERS = (("max", "mean"), ("mean", "max"))
 SCSE_MERGES = ("max", "add")
-MOST_TAPS = 15  # of a side of the convolution; csrc/channel_spatial/channel_spatial.h has the same
+MOST_TAPS = 15  # of a side of the convolution; csrc/channel_spatial/channel_spatial_convolution.h has the same
 
 
-def _fit(x: Tensor, layers: Sequence[Tensor | None], spatial: Sequence[Tensor | None]) -> bool:
-    """Whether x and the layers of a call surely fit, and the others are like x: found in half the time."""
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _checks.FLOATING:
-        return False
-    dtype, device, channels = x.dtype, x.device, x.shape[1]
-    for value in (x, *layers, *spatial):
-        if value is not None and not (
-            isinstance(value, Tensor)
-            and value.dtype is dtype
-            and value.device == device
-            and value.layout is torch.strided
-        ):
-            return False
-    reduce_weight, reduce_bias, expand_weight, expand_bias = layers
-    if reduce_weight is None or expand_weight is None or not reduce_weight.dim():
-        return not any(layer is not None for layer in layers)
-    hidden = reduce_weight.shape[0]
-    return (
-        reduce_weight.shape in ((hidden, channels, 1, 1), (hidden, channels))
-        and expand_weight.shape in ((channels, hidden, 1, 1), (channels, hidden))
-        and (reduce_bias is None or reduce_bias.shape == (hidden,))
-        and (expand_bias is None or expand_bias.shape == (channels,))
-    )
-
-
-def _check_layers(
-    op: str,
-    x: Tensor,
-    reduce_weight: Tensor | None,
-    reduce_bias: Tensor | None,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
+def _check_map_and_layers(
+    op: str, x: Tensor, layers: Sequence[Tensor | None], spatial: Sequence[Tensor | None]
 ) -> None:
-    """The fully connected layers of the channel gate; all None where there is none."""
-    channels = x.shape[1]
-    if expand_weight is None:
-        others = {"reduce_weight": reduce_weight, "reduce_bias": reduce_bias, "expand_bias": expand_bias}
-        for name, value in others.items():
-            if value is not None:
-                _checks.fail(op, name, "None, as expand_weight is None", _checks.shown(value))
+    """x and the layers of the channel gate, all None where there is none."""
+    if _fully_connected.fit(x, layers, spatial):
         return
-    hidden = channels
-    if reduce_weight is not None:
-        _checks.alike(op, "reduce_weight", reduce_weight, x)
-        hidden = reduce_weight.shape[0] if reduce_weight.dim() else 0
-        allowed = (hidden, channels), (hidden, channels, 1, 1)
-        _checks.shape(op, "reduce_weight", reduce_weight, *allowed, names=f"[rd, {channels}] or [rd, {channels}, 1, 1]")
-    elif reduce_bias is not None:
-        _checks.fail(op, "reduce_bias", "None, as reduce_weight is None", _checks.shown(reduce_bias))
-    _vector(op, "reduce_bias", reduce_bias, x, hidden)
-    _checks.alike(op, "expand_weight", expand_weight, x)
-    _checks.shape(op, "expand_weight", expand_weight, (channels, hidden), (channels, hidden, 1, 1))
-    _vector(op, "expand_bias", expand_bias, x, channels)
-
-
-def _vector(op: str, name: str, value: Tensor | None, x: Tensor, length: int) -> None:
-    if value is not None:
-        _checks.alike(op, name, value, x)
-        _checks.shape(op, name, value, (length,))
+    _checks.feature_map(op, "x", x)
+    reduce_weight, reduce_bias, expand_weight, expand_bias = layers
+    if expand_weight is not None:
+        _fully_connected.check(op, x, *layers)
+        return
+    others = {"reduce_weight": reduce_weight, "reduce_bias": reduce_bias, "expand_bias": expand_bias}
+    for name, value in others.items():
+        if value is not None:
+            _checks.fail(op, name, "None, as expand_weight is None", _checks.shown(value))
 
 
 def check_kernel_size(where: str, argument: str, size: int) -> None:
@@ -120,9 +76,7 @@ def check_cbam(
     """Raise where cbam does not take these arguments."""
     op = "cbam"
     layers = reduce_weight, reduce_bias, expand_weight, expand_bias
-    if not _fit(x, layers, (spatial_weight, spatial_bias)):
-        _checks.feature_map(op, "x", x)
-        _check_layers(op, x, *layers)
+    _check_map_and_layers(op, x, layers, (spatial_weight, spatial_bias))
     check_pool_types(op, pool_types)
     check_spatial_order(op, spatial_order)
     if spatial_weight is None:
@@ -136,7 +90,7 @@ def check_cbam(
         taps = spatial_weight.shape[-1] if spatial_weight.dim() else 0
         _checks.shape(op, "spatial_weight", spatial_weight, (1, 2, taps, taps), names="[1, 2, k, k]")
         check_kernel_size(op, "spatial_weight: k", taps)
-        _vector(op, "spatial_bias", spatial_bias, x, 1)
+        check_vector(op, "spatial_bias", spatial_bias, x, 1)
     if spatial_norm is not None and (isinstance(spatial_norm, type) or not callable(spatial_norm)):
         expected = "a callable from [N, 1, H, W] to the same, or None"
         _checks.fail(op, "spatial_norm", expected, _checks.shown(spatial_norm), TypeError)
@@ -157,11 +111,9 @@ def check_scse(
     """Raise where scse does not take these arguments."""
     op = "scse"
     layers = reduce_weight, reduce_bias, expand_weight, expand_bias
-    if not _fit(x, layers, (spatial_weight, spatial_bias)):
-        _checks.feature_map(op, "x", x)
-        _check_layers(op, x, *layers)
+    _check_map_and_layers(op, x, layers, (spatial_weight, spatial_bias))
     channels = x.shape[1]
     _checks.alike(op, "spatial_weight", spatial_weight, x)
     _checks.shape(op, "spatial_weight", spatial_weight, (channels,), (1, channels), (1, channels, 1, 1))
-    _vector(op, "spatial_bias", spatial_bias, x, 1)
+    check_vector(op, "spatial_bias", spatial_bias, x, 1)
     _checks.choice(op, "merge", merge, SCSE_MERGES)

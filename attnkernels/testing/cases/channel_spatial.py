@@ -11,7 +11,7 @@ from .._budgeted import FORMATS, BudgetedCall, TrafficCall
 from .._cases import Maker, OpCase, RandomCases
 
 
-def _halved(logits: Tensor) -> Tensor:
+def _made_small(logits: Tensor) -> Tensor:
     """A normalisation whose result is small, so that its rounding to the map's dtype does not show beside y's own."""
     return logits / 64
 
@@ -66,7 +66,7 @@ _TIMM = {"spatial_order": ("mean", "max"), "ties": "share"}
 
 CASES = [
     _cbam("timm", 2, 12, 5, 6, k=7, bias=False, any_alignment=True, **_TIMM),
-    _cbam("official", 2, 12, 5, 6, spatial_norm=_halved, any_alignment=True),
+    _cbam("official", 2, 12, 5, 6, spatial_norm=_made_small, any_alignment=True),
     _cbam("single_layer", 2, 12, 7, 7, 0, pool_types=("avg",), spatial_order=("mean", "max"), skip=True),
     _cbam("channel_alone", 2, 12, 6, 5, k=None, skip=True),
     _cbam("spatial_alone", 2, 10, 7, 6, None),
