@@ -28,7 +28,9 @@ from .timing import CpuTimer, GpuTimer, Sampler, enough_rounds, interleave, make
 
 SQUEEZE_EXCITE_MODELS = ("mobilenet_v3_large", "efficientnet_b0", "seresnet50", "regnety_032")
 BRANCH_MODELS = ("skresnet18", "skresnet34", "skresnet50", "skresnext50_32x4d", "resnest50d")
-MODELS = SQUEEZE_EXCITE_MODELS + BRANCH_MODELS
+# timm's models that have no name of their own: their names there and what else they are made with.
+MADE = {"resnet50_cbam": ("resnet50", {"block_args": {"attn_layer": "cbam"}})}
+MODELS = (*SQUEEZE_EXCITE_MODELS, *BRANCH_MODELS, *MADE)
 COLUMNS = ("eager", "patched", "folded", "folded_patched", "compile", "compile_patched")
 DIRECTIONS = ("forward", "training")
 # Largest elements of deep nets' outputs are a few roundings apart in any two correct evaluations.
@@ -44,7 +46,8 @@ def load_model(name: str) -> nn.Module:
     if name in torchvision.models.list_models():
         model = torchvision.models.get_model(name, weights=None)
     else:
-        model = timm.create_model(name, pretrained=False)
+        timm_name, arguments = MADE.get(name, (name, {}))
+        model = timm.create_model(timm_name, pretrained=False, **arguments)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # timm starts the last normalisation of each residual block at 0: its attention would work on nothing.

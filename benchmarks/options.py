@@ -19,6 +19,7 @@ from attnkernels._messages import meant, shown
 
 from .cases import all_cases
 from .micro import every_column
+from .models import MADE
 
 Names = tuple[str, ...]
 CASES = list(all_cases().values())
@@ -99,7 +100,7 @@ def model_names() -> Iterable[str]:
     import timm
     import torchvision
 
-    return (*torchvision.models.list_models(), *timm.list_models())
+    return (*torchvision.models.list_models(), *timm.list_models(), *MADE)
 
 
 def result_file(text: str) -> str:

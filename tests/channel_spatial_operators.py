@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnkernels.ops.channel_spatial import reference
-from attnkernels.ops.channel_spatial.operators import MERGES, TIES
+from attnkernels.ops.channel_spatial.operators import MERGES, TIES, UNMARKED
 
 POOLS = ("avg", "max")
 
@@ -35,18 +35,21 @@ def marks(z: Tensor, dim: int, share: int) -> Tensor:
 def pool(x, spatial_weight, spatial_bias, pools):
     x = x.double()
     empty = x.new_empty(0)
-    pooled = reference.pooled(x, POOLS, TIES[pools == 3])[:, : min(pools, 2)]
-    logits = empty if spatial_weight is None else reference.projected(x, spatial_weight.double(), _double(spatial_bias))
-    return pooled, marks(x.flatten(2), 2, pools == 3) if pools >= 2 else empty, logits
+    pooled = reference.pooled(x, POOLS, "first")[:, : min(pools, 2)]
+    gate = empty
+    if spatial_weight is not None:
+        gate = reference.projected(x, spatial_weight.double(), _double(spatial_bias)).sigmoid()
+    return pooled, marks(x.flatten(2), 2, pools == 3) if pools in (2, 3) else empty, gate
 
 
 def _double(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.double()
 
 
-def statistics(x, channel_gate, share):
+def statistics(x, channel_gate, ties):
     z = x.double() if channel_gate is None else x.double() * channel_gate.double()[:, :, None, None]
-    return reference.statistics(x.double(), _double(channel_gate), TIES[share]), marks(z, 1, share)
+    found = reference.statistics(x.double(), _double(channel_gate), "first")
+    return found, z.new_empty(0) if ties == UNMARKED else marks(z, 1, ties)
 
 
 def scale(x, channel_gate, spatial_gate, merge, skip):
@@ -83,13 +86,15 @@ def grad_x(
     return grad
 
 
-def grad_concurrent(grad_y, x, channel_gate, spatial_gate, grad_means, grad_logits, spatial_weight, merge, needs):
+def grad_concurrent(grad_y, x, channel_gate, spatial_gate, grad_means, grad_spatial_gate, spatial_weight, merge, needs):
     x, weight = leaf(x), leaf(spatial_weight)
     y = reference.scaled(x, _double(channel_gate), spatial_gate.double(), MERGES[merge], False)
     grads = gradients(y, [x], grad_y.double())
     if grad_means is not None:
         grads[0] = grads[0] + gradients(reference.pooled(x, POOLS[:1], "first")[:, 0], [x], grad_means.double())[0]
-    through = gradients(reference.projected(x, weight, None), [x, weight], grad_logits.double())
+    opened = spatial_gate.double()
+    grad_logits = grad_spatial_gate.double() * opened * (1 - opened)
+    through = gradients(reference.projected(x, weight, None), [x, weight], grad_logits)
     both = grads[0] + through[0], through[1]
     return tuple(grad if needs >> i & 1 else weight.new_empty(0) for i, grad in enumerate(both))
 
@@ -110,10 +115,10 @@ class Call:
 _BOTH = ("channel_gate", "spatial_gate")
 _STATISTICS = ("grad_statistics", "statistics", "marks")
 CALLS = [
-    *(Call("pool", (), (pools,)) for pools in (1, 2, 3)),
+    *(Call("pool", (), (pools,)) for pools in (1, 2, 3, 4)),
     *(Call("pool", ("spatial_weight", "spatial_bias"), (pools,)) for pools in (0, 1)),
     Call("pool", ("spatial_weight",), (3,)),
-    *(Call("statistics", given, (share,)) for given in ((), ("channel_gate",)) for share in (0, 1)),
+    *(Call("statistics", given, (ties,)) for given in ((), ("channel_gate",)) for ties in (0, 1, 2)),
     *(Call("scale", (gate,), (0, skip)) for gate in _BOTH for skip in (0, 1)),
     *(Call("scale", _BOTH, (merge, skip)) for merge in (0, 1, 2) for skip in (0, 1)),
     *(Call("grad_gates", (gate,), (0, needs)) for gate, needs in zip(_BOTH, (1, 2), strict=True)),

@@ -1,4 +1,4 @@
-"""What the ops share that compute a channel gate by fully connected layers: the checks of the layers' tensors.
+"""What the ops share that compute a channel gate by fully connected layers: names, and the checks of their tensors.
 
 Layers are reduce_weight [rd, C] or [rd, C, 1, 1], reduce_bias [rd], expand_weight [C, rd] or [C, rd, 1, 1] and
 expand_bias [C]; without reduce_weight there is a single layer, and rd = C.
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from . import _checks
+
+# Between the layers, in the order of their integers.
+ACTIVATIONS = ("relu", "silu")
 
 
 def fit(x: Tensor, layers: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:

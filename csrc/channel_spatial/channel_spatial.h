@@ -5,7 +5,8 @@
 namespace attnkernels::channel_spatial {
 
 // attnkernels/ops/channel_spatial/operators.py has the same values.
-enum class Pools : int { kNoPools = 0, kMeans = 1, kMeansAndMaxima = 2, kMeansAndSharedMaxima = 3 };
+enum class Pools : int { kNoPools, kMeans, kMeansAndMaxima, kMeansAndSharedMaxima, kMeansAndUnmarkedMaxima };
+enum class Ties : int { kFirst = 0, kShare = 1, kUnmarked = 2 };
 enum class Merge : int { kProduct = 0, kAdd = 1, kMax = 2 };
 enum NeedsOfGates : int { kNeedsChannel = 0b01, kNeedsSpatial = 0b10 };
 enum NeedsOfMap : int { kNeedsX = 0b01, kNeedsWeight = 0b10 };

@@ -84,13 +84,14 @@ struct CheckedPool : Checked {
         spatial_weight(tensor("spatial_weight", given_weight, dtype, {shape.channels})),
         spatial_bias(tensor("spatial_bias", given_bias, dtype, {1})),
         pools(Pools(given_pools)) {
-    STD_TORCH_CHECK(given_pools >= 0 && given_pools <= 3, op, ": pools: expected 0 to 3, got ", given_pools);
+    STD_TORCH_CHECK(given_pools >= 0 && given_pools <= 4, op, ": pools: expected 0 to 4, got ", given_pools);
     STD_TORCH_CHECK(spatial_weight || !spatial_bias, op,
                     ": spatial_bias: expected None, as there is no spatial_weight");
     if (pools == Pools::kMeansAndMaxima) places("pixels", shape.pixels);
   }
 
   bool maxima() const { return pools >= Pools::kMeansAndMaxima; }
+  bool marked() const { return maxima() && pools != Pools::kMeansAndUnmarkedMaxima; }
   int64_t columns() const { return std::min(int64_t(pools), int64_t(2)); }  // K of pooled [N, K, C]
 
   Optional spatial_weight, spatial_bias;
@@ -98,13 +99,18 @@ struct CheckedPool : Checked {
 };
 
 struct CheckedStatistics : Checked {
-  CheckedStatistics(const Tensor& x, const Optional& given_gate, int64_t share)
-      : Checked("channel_spatial_statistics", x), channel_gate(per_channel("channel_gate", given_gate)) {
-    check_binary(op, "share", share);
-    if (!share) places("channels", shape.channels);
+  CheckedStatistics(const Tensor& x, const Optional& given_gate, int64_t given_ties)
+      : Checked("channel_spatial_statistics", x),
+        channel_gate(per_channel("channel_gate", given_gate)),
+        ties(Ties(given_ties)) {
+    STD_TORCH_CHECK(given_ties >= 0 && given_ties <= 2, op, ": ties: expected 0, 1 or 2, got ", given_ties);
+    if (ties == Ties::kFirst) places("channels", shape.channels);
   }
 
+  bool marked() const { return ties != Ties::kUnmarked; }
+
   Optional channel_gate;
+  Ties ties;
 };
 
 struct CheckedScale : Checked {
@@ -197,13 +203,13 @@ struct CheckedGradX : Checked {
 struct CheckedGradConcurrent : Checked {
   CheckedGradConcurrent(const Tensor& grad_y, const Tensor& x, const Optional& given_channel_gate,
                         const Tensor& given_spatial_gate, const Optional& given_grad_means,
-                        const Tensor& given_grad_logits, const Tensor& given_weight, int64_t given_merge,
+                        const Tensor& given_grad_gate, const Tensor& given_weight, int64_t given_merge,
                         int64_t given_needs)
       : Checked("channel_spatial_grad_concurrent", x),
         channel_gate(per_channel("channel_gate", given_channel_gate)),
         spatial_gate(per_pixel("spatial_gate", given_spatial_gate)),
         grad_means(per_channel("grad_means", given_grad_means)),
-        grad_logits(per_pixel("grad_logits", given_grad_logits)),
+        grad_spatial_gate(per_pixel("grad_spatial_gate", given_grad_gate)),
         spatial_weight(tensor("spatial_weight", given_weight, dtype, {shape.channels})),
         merge(Checked::merge(given_merge)) {
     map("grad_y", grad_y);
@@ -215,7 +221,7 @@ struct CheckedGradConcurrent : Checked {
   Optional channel_gate;
   Tensor spatial_gate;
   Optional grad_means;
-  Tensor grad_logits, spatial_weight;
+  Tensor grad_spatial_gate, spatial_weight;
   Merge merge;  // kAdd where there is one gate alone
 };
 

@@ -19,17 +19,20 @@ struct Padded {
   int64_t rows_at_once() const { return std::max<int64_t>(1, 2048 / pitch()); }
 };
 
-template <class A>
+// The kernels of one level, for weights of type T.
+template <class T>
 struct ConvolutionKernels {
-  void (*pad)(const Padded&, A* padded, const A* plane);
+  using A = Accumulator<T>;
+  void (*pad)(const Padded&, A* padded, const A* plane, const A* gates);
   void (*convolve)(const Padded&, A* to, const A* padded, int64_t planes, const A* weight, int64_t step, A bias,
-                   int64_t first, int64_t last, A* row);
+                   bool gate, int64_t first, int64_t last, A* row);
   void (*correlate)(const Padded&, double* sums, const A* grad, const A* padded, int64_t i);
+  void (*widen)(A* to, const T* from, int64_t count);
+  void (*narrow)(T* to, const A* from, int64_t count);
 };
 
 }  // namespace attnkernels::channel_spatial
 
-#include "common/simd.h"
 #define SIMD_FILE "channel_spatial/channel_spatial_convolution_simd.h"
 #include "common/simd_foreach.h"
 
@@ -38,30 +41,38 @@ namespace {
 
 using cpu::input, cpu::output;
 
-template <class F>
-void dispatch(const Tensor& x, const F& f) {
-  if (x.scalar_type() == ScalarType::Double)
-    f(double{});
-  else
-    f(float{});
-}
-
 // Threads for `products` of each pixel: a vector's product costs about what reading it from memory does.
 int64_t threads_for(const Convolution& shape, int64_t products) {
   return cpu::threads_for(shape.samples * shape.pixels() * products);
 }
 
-// Planes of all samples with zeros around them, [count, padded plane].
-template <class A>
-std::vector<A> padded_planes(const Padded& padded, const A* planes, int64_t count, int64_t threads) {
-  const ConvolutionKernels<A>& kernels = *SIMD_CHOOSE(kConvolution<A>);
-  std::vector<A> result(count * padded.plane());
+// Planes of all samples with zeros around them, [count, padded plane]; or of the gates' gradients, those of the logits.
+template <class T>
+auto padded_planes(const Padded& padded, const Accumulator<T>* planes, const Accumulator<T>* gates, int64_t count,
+                   int64_t threads) {
+  const ConvolutionKernels<T>& kernels = *SIMD_CHOOSE(kConvolution<T>);
+  std::vector<Accumulator<T>> result(count * padded.plane());
   cpu::for_parts(std::min(threads, count), count, 1, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      kernels.pad(padded, result.data() + i * padded.plane(), planes + i * padded.height * padded.width);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t offset = i * padded.height * padded.width;
+      kernels.pad(padded, result.data() + i * padded.plane(), planes + offset, gates ? gates + offset : nullptr);
+    }
   });
   return result;
 }
+
+// The weights of both planes of the statistics, in their order.
+template <class T>
+struct Taps {
+  explicit Taps(const CheckedConvolution& call) {
+    const int64_t of_plane = call.taps * call.taps;
+    T ordered[2 * kMostTaps * kMostTaps];
+    for (int64_t i = 0; i < call.weights(); ++i)
+      ordered[i] = input<T>(call.weight)[call.weight_at(i / of_plane, i % of_plane)];
+    SIMD_CHOOSE(kConvolution<T>)->widen(weights, ordered, call.weights());
+  }
+  Accumulator<T> weights[2 * kMostTaps * kMostTaps];
+};
 
 // f(n, first, last, row) for the rows of all samples
 template <class A, class F>
@@ -76,31 +87,36 @@ void for_rows(const Convolution& shape, const Padded& padded, int64_t threads, c
   });
 }
 
-Tensor forward(const Tensor& given_statistics, const Tensor& given_weight, const Optional& given_bias) {
-  const CheckedConvolutionForward call(given_statistics, given_weight, given_bias);
-  Tensor logits = cpu::allocate({call.samples, call.height, call.width}, call.statistics.scalar_type());
-  if (!logits.numel()) return logits;
-  dispatch(call.statistics, [&]<class A>(A) {
-    const ConvolutionKernels<A>& kernels = *SIMD_CHOOSE(kConvolution<A>);
+Tensor forward(const Tensor& statistics, const Tensor& weight, const Optional& given_bias, int64_t mean_first,
+               int64_t gate) {
+  const CheckedConvolutionForward call(statistics, weight, given_bias, mean_first, gate);
+  Tensor result = cpu::allocate({call.samples, call.height, call.width}, call.numbers_dtype);
+  if (!result.numel()) return result;
+  cpu::dispatch(call.op, call.dtype, [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const ConvolutionKernels<T>& kernels = *SIMD_CHOOSE(kConvolution<T>);
     const Padded padded{call.height, call.width, call.taps};
     const int64_t threads = threads_for(call, call.weights());
-    const std::vector<A> planes = padded_planes<A>(padded, input<A>(call.statistics), 2 * call.samples, threads);
-    const A bias = call.bias ? *input<A>(call.bias) : A(0);
+    const std::vector<A> planes =
+        padded_planes<T>(padded, input<A>(call.statistics), nullptr, 2 * call.samples, threads);
+    const Taps<T> taps(call);
+    A bias = 0;
+    if (call.bias) kernels.widen(&bias, input<T>(call.bias), 1);
     for_rows<A>(call, padded, threads, [&](int64_t n, int64_t first, int64_t last, A* row) {
-      kernels.convolve(padded, output<A>(logits) + n * call.pixels(), planes.data() + n * 2 * padded.plane(), 2,
-                       input<A>(call.weight), 1, bias, first, last, row);
+      kernels.convolve(padded, output<A>(result) + n * call.pixels(), planes.data() + n * 2 * padded.plane(), 2,
+                       taps.weights, 1, bias, gate, first, last, row);
     });
   });
-  return logits;
+  return result;
 }
 
 // The weight's gradient: each sample's row of taps by one thread, then the samples in their order.
-template <class A>
+template <class T, class A = Accumulator<T>>
 void weight_gradient(const CheckedConvolution& call, const Padded& padded, const std::vector<A>& grads, int64_t threads,
-                     A* grad_weight) {
-  const ConvolutionKernels<A>& kernels = *SIMD_CHOOSE(kConvolution<A>);
+                     T* grad_weight) {
+  const ConvolutionKernels<T>& kernels = *SIMD_CHOOSE(kConvolution<T>);
   const int64_t rows = 2 * call.taps, count = call.samples * rows;
-  const std::vector<A> planes = padded_planes<A>(padded, input<A>(call.statistics), 2 * call.samples, threads);
+  const std::vector<A> planes = padded_planes<T>(padded, input<A>(call.statistics), nullptr, 2 * call.samples, threads);
   std::vector<double> sums(call.samples * call.weights());
   cpu::for_parts(std::min(threads, count), count, 1, [&](int64_t, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -109,34 +125,40 @@ void weight_gradient(const CheckedConvolution& call, const Padded& padded, const
                         planes.data() + plane * padded.plane(), i % call.taps);
     }
   });
+  A totals[2 * kMostTaps * kMostTaps];
   for (int64_t j = 0; j < call.weights(); ++j) {
     double sum = 0;
     for (int64_t n = 0; n < call.samples; ++n) sum += sums[n * call.weights() + j];
-    grad_weight[j] = A(sum);
+    totals[j] = A(sum);
   }
+  const int64_t of_plane = call.taps * call.taps;
+  for (int64_t plane = 0; plane < 2; ++plane)
+    kernels.narrow(grad_weight + call.weights_of(plane), totals + plane * of_plane, of_plane);
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& given_grad, const Tensor& given_statistics,
-                                    const Tensor& given_weight, int64_t needs) {
-  const CheckedConvolutionBackward call(given_grad, given_statistics, given_weight, needs);
-  const ScalarType dtype = call.statistics.scalar_type();
-  Tensor grad_statistics = cpu::allocate_result(needs & kNeedsStatistics, call.statistics.sizes(), dtype);
-  Tensor grad_weight = cpu::allocate_result(needs & kNeedsTaps, call.weight.sizes(), dtype);
-  dispatch(call.statistics, [&]<class A>(A) {
-    const ConvolutionKernels<A>& kernels = *SIMD_CHOOSE(kConvolution<A>);
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& statistics, const Tensor& weight,
+                                    const Optional& gate, int64_t mean_first, int64_t needs) {
+  const CheckedConvolutionBackward call(grad, statistics, weight, gate, mean_first, needs);
+  Tensor grad_statistics = cpu::allocate_result(needs & kNeedsStatistics, call.statistics.sizes(), call.numbers_dtype);
+  Tensor grad_weight = cpu::allocate_result(needs & kNeedsTaps, call.weight.sizes(), call.dtype);
+  cpu::dispatch(call.op, call.dtype, [&]<class T>(T) {
+    using A = Accumulator<T>;
+    const ConvolutionKernels<T>& kernels = *SIMD_CHOOSE(kConvolution<T>);
     const Padded padded{call.height, call.width, call.taps};
     const int64_t threads = threads_for(call, call.weights());
-    const std::vector<A> grads = padded_planes<A>(padded, input<A>(call.grad), call.samples, threads);
+    const std::vector<A> grads =
+        padded_planes<T>(padded, input<A>(call.grad), input<A>(call.gate), call.samples, threads);
     const int64_t of_plane = call.taps * call.taps;
     if (output<A>(grad_statistics)) {
+      const Taps<T> taps(call);
       for_rows<A>(call, padded, threads, [&](int64_t n, int64_t first, int64_t last, A* row) {
         for (int64_t plane = 0; plane < 2; ++plane)  // by the taps in reverse
           kernels.convolve(padded, output<A>(grad_statistics) + (2 * n + plane) * call.pixels(),
-                           grads.data() + n * padded.plane(), 1, input<A>(call.weight) + (plane + 1) * of_plane - 1, -1,
-                           0, first, last, row);
+                           grads.data() + n * padded.plane(), 1, taps.weights + (plane + 1) * of_plane - 1, -1, 0,
+                           false, first, last, row);
       });
     }
-    if (output<A>(grad_weight)) weight_gradient<A>(call, padded, grads, threads, output<A>(grad_weight));
+    if (output<T>(grad_weight)) weight_gradient<T>(call, padded, grads, threads, output<T>(grad_weight));
   });
   return {std::move(grad_statistics), std::move(grad_weight)};
 }

@@ -9,36 +9,39 @@
 namespace attnkernels::channel_spatial {
 namespace {
 
-Tensor forward(const Tensor& statistics, const Tensor& weight, const Optional& bias) {
-  const char* op = "channel_spatial_convolution";
+Tensor forward(const Tensor& statistics, const Tensor& weight, const Optional& bias, int64_t mean_first,
+               int64_t gate) {
   check_device("channel_spatial_convolution: statistics", statistics);
-  const CheckedConvolutionForward call(statistics, weight, bias);
+  const CheckedConvolutionForward call(statistics, weight, bias, mean_first, gate);
   const DeviceGuard guard(statistics.get_device_index());
-  const ScalarType dtype = statistics.scalar_type();
-  Tensor logits = allocate({call.samples, call.height, call.width}, dtype, statistics);
-  check_launch(
-      op, convolve(dtype == ScalarType::Double, call, call.statistics.const_data_ptr(), call.weight.const_data_ptr(),
-                   input(call.bias), logits.mutable_data_ptr(), current_stream(statistics)));
-  return logits;
+  Tensor result = allocate({call.samples, call.height, call.width}, call.numbers_dtype, statistics);
+  check_launch(call.op,
+               convolve(data_type(call.op, weight), call, call.statistics.const_data_ptr(),
+                        call.weight.const_data_ptr(), input(call.bias), gate, result.mutable_data_ptr(),
+                        current_stream(statistics)));
+  return result;
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& statistics, const Tensor& weight, int64_t needs) {
-  const char* op = "channel_spatial_convolution_backward";
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& statistics, const Tensor& weight,
+                                    const Optional& gate, int64_t mean_first, int64_t needs) {
   check_device("channel_spatial_convolution_backward: statistics", statistics);
-  const CheckedConvolutionBackward call(grad, statistics, weight, needs);
+  const CheckedConvolutionBackward call(grad, statistics, weight, gate, mean_first, needs);
   const DeviceGuard guard(statistics.get_device_index());
-  const ScalarType dtype = statistics.scalar_type();
   const bool by_statistics = needs & kNeedsStatistics, by_weight = needs & kNeedsTaps;
   const auto allocated = [&](bool wanted, const Tensor& like) {
-    return wanted ? allocate(like.sizes(), dtype, statistics) : allocate({0}, dtype, statistics);
+    return wanted ? allocate(like.sizes(), like.scalar_type(), statistics)
+                  : allocate({0}, like.scalar_type(), statistics);
   };
   Tensor grad_statistics = allocated(by_statistics, statistics), grad_weight = allocated(by_weight, weight);
-  Tensor parts = allocate({by_weight ? convolution_chunks(call) * call.weights() : 0}, dtype, statistics);
-  check_launch(op, convolve_backward(dtype == ScalarType::Double, call, call.grad.const_data_ptr(),
-                                     call.statistics.const_data_ptr(), call.weight.const_data_ptr(),
-                                     by_statistics ? grad_statistics.mutable_data_ptr() : nullptr,
-                                     by_weight ? grad_weight.mutable_data_ptr() : nullptr, parts.mutable_data_ptr(),
-                                     current_stream(statistics)));
+  Tensor parts =
+      allocate({by_weight ? convolution_chunks(call) * call.weights() : 0}, call.numbers_dtype, statistics);
+  check_launch(call.op, convolve_backward(data_type(call.op, weight), call,
+                                          {call.grad.const_data_ptr(), input(call.gate),
+                                           call.statistics.const_data_ptr(), call.weight.const_data_ptr(),
+                                           by_statistics ? grad_statistics.mutable_data_ptr() : nullptr,
+                                           by_weight ? grad_weight.mutable_data_ptr() : nullptr,
+                                           parts.mutable_data_ptr()},
+                                          current_stream(statistics)));
   if (by_weight && !parts.numel()) torch::stable::zero_(grad_weight);
   return {grad_statistics, grad_weight};
 }

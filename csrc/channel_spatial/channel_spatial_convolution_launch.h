@@ -7,10 +7,9 @@
 
 namespace attnkernels::channel_spatial {
 
-inline constexpr int64_t kTileRows = 8, kTileColumns = 32;  // pixels of a block, one a thread
-// Sums of the weight's gradient that one block adds up, one a thread. More would not be faster: a chunk is then a few
-// tiles of a map of 512 x 512 pixels.
-inline constexpr int64_t kMostChunks = 256;
+inline constexpr int64_t kTileRows = 16, kTileColumns = 32;  // pixels of a block
+// Sums of the weight's gradient that one launch leaves for the next to add up.
+inline constexpr int64_t kMostChunks = 512;
 
 inline int64_t convolution_tiles(const Convolution& shape) {
   return (shape.height + kTileRows - 1) / kTileRows * ((shape.width + kTileColumns - 1) / kTileColumns);
@@ -20,13 +19,19 @@ inline int64_t convolution_chunks(const Convolution& shape) {
   return std::min(shape.samples * convolution_tiles(shape), kMostChunks);
 }
 
-// All of one type, float or double; bias: or null. No launch without a pixel.
-Result convolve(bool is_double, const Convolution& shape, const void* statistics, const void* weight, const void* bias,
-                void* logits, void* stream);
+// The weight, the bias (or null) and the weight's gradient are of type DataType, all others of the accumulation type
+// (double for double, float for the others). gate: the result is the sigmoid. No launch without a pixel.
+Result convolve(DataType type, const Convolution& shape, const void* statistics, const void* weight, const void* bias,
+                bool gate, void* result, void* stream);
 
-// Null: not wanted. parts: scratch for the weight's gradient, [convolution_chunks(), 2 k k]. Without a pixel the weight's
-// gradient is not written.
-Result convolve_backward(bool is_double, const Convolution& shape, const void* grad, const void* statistics,
-                         const void* weight, void* grad_statistics, void* grad_weight, void* parts, void* stream);
+struct ConvolutionBackward {
+  const void *grad, *gate;  // gate: what the forward gave, where `grad` is of it; or null
+  const void *statistics, *weight;
+  void *grad_statistics, *grad_weight;  // null: not needed
+  void* parts;                          // scratch for the weight's gradient, [convolution_chunks(), 2 k k]
+};
+
+// Without a pixel the weight's gradient is not written.
+Result convolve_backward(DataType type, const Convolution& shape, const ConvolutionBackward& tensors, void* stream);
 
 }  // namespace attnkernels::channel_spatial

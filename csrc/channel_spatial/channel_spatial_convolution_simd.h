@@ -7,20 +7,26 @@ namespace {
 
 using namespace simd::SIMD_LEVEL;
 
+// The rows of a plane into `padded`, which is zero. With `gates` the plane is their gradient, and goes through the
+// sigmoid.
 template <class A>
-void pad(const Padded& shape, A* padded, const A* plane) {
-  const int64_t side = shape.taps / 2;
-  for (int64_t i = 0; i < shape.plane(); ++i) padded[i] = 0;
-  for (int64_t h = 0; h < shape.height; ++h)
-    for (int64_t w = 0; w < shape.width; ++w)
-      padded[(h + side) * shape.pitch() + side + w] = plane[h * shape.width + w];
+void pad(const Padded& shape, A* padded, const A* plane, const A* gates) {
+  const int64_t side = shape.taps / 2, width = shape.width;
+  for (int64_t h = 0; h < shape.height; ++h) {
+    A* to = padded + (h + side) * shape.pitch() + side;
+    if (gates)
+      sigmoid_gradients(to, plane + h * width, gates + h * width, width);
+    else
+      convert(to, plane + h * width, width);
+  }
 }
 
 // to[h, w] = bias + sum over planes and taps of weight[plane, i, j] padded[plane, h + i, w + j] for the rows [first,
-// last); the taps of a plane are `step` numbers apart, from its first on, and `row` is scratch for kRows of them.
+// last), or with `gate` its sigmoid; the taps of a plane are `step` numbers apart, from its first on, and `row` is
+// scratch for rows_at_once() of them.
 template <class A>
 void convolve(const Padded& shape, A* to, const A* padded, int64_t planes, const A* weight, int64_t step, A bias,
-              int64_t first, int64_t last, A* row) {
+              bool gate, int64_t first, int64_t last, A* row) {
   constexpr int64_t kLength = kLanes<A>, kVectors = 4;  // as many chains as hide the latency of fma
   const int64_t pitch = shape.pitch(), taps = shape.taps, at_once = shape.rows_at_once();
   for (int64_t begin = first; begin < last; begin += at_once) {
@@ -50,8 +56,11 @@ void convolve(const Padded& shape, A* to, const A* padded, int64_t planes, const
       sums_of(q, sums, ReadPartial{lanes});
       store_partial(row + q, sums[0], lanes);
     }
-    for (int64_t h = begin; h < end; ++h)
-      for (int64_t w = 0; w < shape.width; ++w) to[h * shape.width + w] = row[(h - begin) * pitch + w];
+    for (int64_t h = begin; h < end; ++h) convert(to + h * shape.width, row + (h - begin) * pitch, shape.width);
+    if (gate) {
+      A* const logits = to + begin * shape.width;
+      row_map(logits, (end - begin) * shape.width, [=](int64_t i, auto read) { return sigmoid(read(logits + i)); });
+    }
   }
 }
 
@@ -83,8 +92,14 @@ void correlate(const Padded& shape, double* sums, const A* grad, const A* padded
   }
 }
 
-template <class A>
-inline constexpr ConvolutionKernels<A> kConvolution = {pad<A>, convolve<A>, correlate<A>};
+template <class T>
+inline constexpr ConvolutionKernels<T> kConvolution = {
+    .pad = pad<Accumulator<T>>,
+    .convolve = convolve<Accumulator<T>>,
+    .correlate = correlate<Accumulator<T>>,
+    .widen = convert<Accumulator<T>, T>,
+    .narrow = convert<T, Accumulator<T>>,
+};
 
 }  // namespace
 }  // namespace attnkernels::channel_spatial::SIMD_LEVEL

@@ -46,7 +46,7 @@ struct Kernels {
   using A = Accumulator<T>;
   using Of = const Fields<A>&;
   void (*pool)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Reduction of_channels, Of channels, Of pixels);
-  void (*statistics)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of pixels);
+  void (*statistics)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Reduction of_pixels, Of pixels);
   void (*scale)(const Maps<T>&, int64_t n, int64_t first, int64_t last);
   void (*grad_gates)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of channels, Of pixels);
   void (*grad_channel_gate)(const Maps<T>&, int64_t n, int64_t first, int64_t last, Of channels);
@@ -54,6 +54,8 @@ struct Kernels {
   void (*grad_concurrent)(const Maps<T>&, int64_t n, int64_t first, int64_t last, bool of_weight, Of channels);
   void (*join)(Reduction, Of into, Of from, int64_t count);
   void (*widen)(A* to, const T* from, int64_t count);
+  void (*open_gates)(A* gates, A bias, int64_t count);
+  void (*sigmoid_gradients)(A* to, const A* grads, const A* gates, int64_t count);
   void (*sum_samples)(T* to, const A* from, int64_t samples, int64_t count);
 };
 
@@ -115,6 +117,13 @@ struct Run {
     for (int64_t n = 0; n < maps.shape.samples; ++n)
       for (int64_t i = 0; i < count; ++i) result[n * count + i] = grads.of(n)[i] / shares[n * count + i];
     return {result, count};
+  }
+
+  // dt = dgs gs (1 - gs)
+  [[gnu::noinline]] Numbers<A> grad_logits(const Tensor& grad_gate, const Tensor& gate) {
+    std::vector<A>& result = kept.emplace_back(gate.numel());
+    kernels.sigmoid_gradients(result.data(), input<A>(grad_gate), input<A>(gate), result.size());
+    return {result.data(), maps.shape.pixels};
   }
 
   // w in the accumulation type, the same for all samples.
@@ -187,9 +196,9 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
   const int64_t samples = call.shape.samples, channels = call.shape.channels, pixels = call.shape.pixels;
   const int64_t columns = call.columns();
   Tensor pooled = cpu::allocate({samples, columns, channels}, call.numbers_dtype);
-  Tensor marks = cpu::allocate_result(call.maxima(), {samples, channels}, call.numbers_dtype);
-  Tensor logits = cpu::allocate_result(call.spatial_weight.has_value(), {samples, call.shape.height, call.shape.width},
-                                       call.numbers_dtype);
+  Tensor marks = cpu::allocate_result(call.marked(), {samples, channels}, call.numbers_dtype);
+  Tensor spatial_gate = cpu::allocate_result(call.spatial_weight.has_value(),
+                                             {samples, call.shape.height, call.shape.width}, call.numbers_dtype);
   dispatch(call, [&]<class T>(T) {
     using A = Accumulator<T>;
     Run<T> run(call, x);
@@ -207,37 +216,35 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
     run.maps.weight = run.weight(call.spatial_weight);
     if (call.spatial_weight)  // with maxima, which no op asks for at once, in a second pass
       reduce(call.pools == Pools::kMeans ? of_channels : run.unwanted(channels),
-             {Reduction::kSum, {{output<A>(logits), pixels}}});
+             {Reduction::kSum, {{output<A>(spatial_gate), pixels}}});
     else if (call.pools == Pools::kMeans)
       reduce(of_channels, {});
     if (columns)
       for (int64_t n = 0; n < samples; ++n) multiply(of_channels.of(n), 1 / A(pixels), channels);
-    if (call.spatial_bias) {
-      A bias;
-      run.kernels.widen(&bias, input<T>(*call.spatial_bias), 1);
-      A* to = output<A>(logits);
-      for (int64_t i = 0; i < samples * pixels; ++i) to[i] += bias;
-    }
+    A bias = 0;
+    if (call.spatial_bias) run.kernels.widen(&bias, input<T>(*call.spatial_bias), 1);
+    run.kernels.open_gates(output<A>(spatial_gate), bias, spatial_gate.numel());
   });
-  return {std::move(pooled), std::move(marks), std::move(logits)};
+  return {std::move(pooled), std::move(marks), std::move(spatial_gate)};
 }
 
-std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_gate, int64_t share) {
-  const CheckedStatistics call(x, channel_gate, share);
+std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_gate, int64_t ties) {
+  const CheckedStatistics call(x, channel_gate, ties);
   const Shape& shape = call.shape;
   const int64_t pixels = shape.pixels;
   Tensor result = cpu::allocate({shape.samples, 2, shape.height, shape.width}, call.numbers_dtype);
-  Tensor marks = cpu::allocate({shape.samples, shape.height, shape.width}, call.numbers_dtype);
+  Tensor marks =
+      cpu::allocate_result(call.marked(), {shape.samples, shape.height, shape.width}, call.numbers_dtype);
+  constexpr Reduction kReductions[] = {Reduction::kFirstMaximum, Reduction::kSharedMaximum, Reduction::kMaximum};
   dispatch(call, [&]<class T>(T) {
     using A = Accumulator<T>;
     Run<T> run(call, x);
-    run.maps.share = share;
     run.maps.channel_gate = run.per_channel(call.channel_gate, 1);
     const Reduced<A> of_pixels{
-        share ? Reduction::kSharedMaximum : Reduction::kFirstMaximum,
+        kReductions[int(call.ties)],
         {{output<A>(result), 2 * pixels, pixels}, {output<A>(result), 2 * pixels}, {output<A>(marks), pixels}}};
     run.reduce(1, {}, of_pixels, [&](int64_t n, int64_t first, int64_t last, const auto&, const auto& pixels) {
-      run.kernels.statistics(run.maps, n, first, last, pixels);
+      run.kernels.statistics(run.maps, n, first, last, of_pixels.kind, pixels);
     });
     for (int64_t n = 0; n < shape.samples; ++n) multiply(of_pixels.of(n), 1 / A(shape.channels), pixels);
   });
@@ -340,9 +347,9 @@ Tensor grad_x(const Tensor& grad_y, const Tensor& x, const Optional& channel_gat
 
 std::tuple<Tensor, Tensor> grad_concurrent(const Tensor& grad_y, const Tensor& x, const Optional& channel_gate,
                                            const Tensor& spatial_gate, const Optional& grad_means,
-                                           const Tensor& grad_logits, const Tensor& spatial_weight, int64_t merge,
+                                           const Tensor& grad_spatial_gate, const Tensor& spatial_weight, int64_t merge,
                                            int64_t needs) {
-  const CheckedGradConcurrent call(grad_y, x, channel_gate, spatial_gate, grad_means, grad_logits, spatial_weight,
+  const CheckedGradConcurrent call(grad_y, x, channel_gate, spatial_gate, grad_means, grad_spatial_gate, spatial_weight,
                                    merge, needs);
   const Shape& shape = call.shape;
   const bool of_weight = needs & kNeedsWeight;
@@ -355,7 +362,7 @@ std::tuple<Tensor, Tensor> grad_concurrent(const Tensor& grad_y, const Tensor& x
     maps.merge = call.merge;
     maps.channel_gate = run.per_channel(call.channel_gate, 0);
     maps.spatial_gate = run.per_pixel(call.spatial_gate, 0);
-    maps.grad_logits = run.per_pixel(call.grad_logits, 0);
+    maps.grad_logits = run.grad_logits(call.grad_spatial_gate, call.spatial_gate);
     maps.grad_pool_means = run.per_channel(call.grad_means, 0);
     maps.weight = run.weight(call.spatial_weight);
     std::vector<A> sums(of_weight ? shape.samples * shape.channels : 0);

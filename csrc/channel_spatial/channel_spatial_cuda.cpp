@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
   const Maps maps(checked);
   const bool maxima = checked.maxima(), project = checked.spatial_weight.has_value();
   Tensor pooled = maps.numbers({maps.shape.samples, checked.columns(), maps.shape.channels});
-  Tensor marks = maps.per_channel(maxima), logits = maps.per_pixel(project);
+  Tensor marks = maps.per_channel(checked.marked()), spatial_gate = maps.per_pixel(project);
   const bool share = checked.pools == Pools::kMeansAndSharedMaxima;
   if (maxima || (!project && checked.columns()))
     maps.run({Operator::kPool, {.by_channel = result(pooled), .found_marks = result(marks)}, maxima, {}, {}, share});
@@ -76,20 +76,21 @@ std::tuple<Tensor, Tensor, Tensor> pool(const Tensor& x, const Optional& spatial
               {.spatial_weight = input(checked.spatial_weight),
                .spatial_bias = input(checked.spatial_bias),
                .by_channel = maxima ? nullptr : result(pooled),
-               .by_pixel = result(logits)}});
-  return {pooled, marks, logits};
+               .by_pixel = result(spatial_gate)}});
+  return {pooled, marks, spatial_gate};
 }
 
-std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_gate, int64_t share) {
+std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_gate, int64_t ties) {
   check_device("channel_spatial_statistics: x", x);
-  const CheckedStatistics checked(x, channel_gate, share);
+  const CheckedStatistics checked(x, channel_gate, ties);
   const Maps maps(checked);
-  Tensor found = maps.numbers({maps.shape.samples, 2, maps.shape.height, maps.shape.width}), marks = maps.per_pixel();
+  Tensor found = maps.numbers({maps.shape.samples, 2, maps.shape.height, maps.shape.width});
+  Tensor marks = maps.per_pixel(checked.marked());
   maps.run({.op = Operator::kStatistics,
             .tensors = {.channel_gate = input(checked.channel_gate),
                         .by_pixel = result(found),
                         .found_marks = result(marks)},
-            .share = bool(share)});
+            .share = checked.ties == Ties::kShare});
   return {found, marks};
 }
 
@@ -168,11 +169,11 @@ Tensor grad_x(const Tensor& grad_y, const Tensor& x, const Optional& channel_gat
 
 std::tuple<Tensor, Tensor> grad_concurrent(const Tensor& grad_y, const Tensor& x, const Optional& channel_gate,
                                            const Tensor& spatial_gate, const Optional& grad_means,
-                                           const Tensor& grad_logits, const Tensor& spatial_weight, int64_t merge,
-                                           int64_t needs) {
+                                           const Tensor& grad_spatial_gate, const Tensor& spatial_weight,
+                                           int64_t merge, int64_t needs) {
   check_device("channel_spatial_grad_concurrent: x", x);
-  const CheckedGradConcurrent checked(grad_y, x, channel_gate, spatial_gate, grad_means, grad_logits, spatial_weight,
-                                      merge, needs);
+  const CheckedGradConcurrent checked(grad_y, x, channel_gate, spatial_gate, grad_means, grad_spatial_gate,
+                                      spatial_weight, merge, needs);
   const Maps maps(checked, grad_y);
   Tensor grad = maps.like_x(needs & kNeedsX);
   Tensor grad_weight = allocate({needs & kNeedsWeight ? maps.shape.channels : 0}, checked.dtype, x);
@@ -183,7 +184,7 @@ std::tuple<Tensor, Tensor> grad_concurrent(const Tensor& grad_y, const Tensor& x
                           .channel_gate = input(checked.channel_gate),
                           .spatial_gate = input(checked.spatial_gate),
                           .grad_means = input(checked.grad_means),
-                          .grad_logits = input(checked.grad_logits),
+                          .grad_spatial_gate = input(checked.grad_spatial_gate),
                           .map = result(grad),
                           .by_channel = result(grad_weight)},
               .merge = checked.merge});

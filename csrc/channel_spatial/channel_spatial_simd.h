@@ -44,6 +44,7 @@ void pool(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction
   };
   if (of_channels == Reduction::kFirstMaximum) return reduce(SumAndMaximumOf<T, false>{});
   if (of_channels == Reduction::kSharedMaximum) return reduce(SumAndMaximumOf<T, true>{});
+  if (of_channels == Reduction::kMaximum) return reduce(SumAndUnmarkedMaximumOf<T>{});
   if (!maps.weight.data) return reduce(SumOf<T>{});
   reduce_rows<SumOf<T>, SumOf<T>, T>(
       maps.shape, first, last, channels, pixels, false,
@@ -56,7 +57,8 @@ void pool(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction
 
 // pixels: sum_c z, max_c z of z = x gc
 template <class T>
-void statistics(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, const Fields<Accumulator<T>>& pixels) {
+void statistics(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, Reduction of_pixels,
+                const Fields<Accumulator<T>>& pixels) {
   using V = Vec<T>;
   const auto reduce = [&]<class OfPixel>(OfPixel) SIMD_INLINE_LAMBDA {
     reduce_rows<Nothing<T>, OfPixel, T>(
@@ -64,10 +66,9 @@ void statistics(const Maps<T>& maps, int64_t n, int64_t first, int64_t last, con
         [](auto&, auto& pixel, V x, V gate) SIMD_INLINE_LAMBDA { pixel(x * gate); }, dense_rows(maps.shape, maps.x, n),
         per_channel<T>(maps.channel_gate, n));
   };
-  if (maps.share)
-    reduce(SumAndMaximumOf<T, true>{});
-  else
-    reduce(SumAndMaximumOf<T, false>{});
+  if (of_pixels == Reduction::kFirstMaximum) return reduce(SumAndMaximumOf<T, false>{});
+  if (of_pixels == Reduction::kSharedMaximum) return reduce(SumAndMaximumOf<T, true>{});
+  reduce(SumAndUnmarkedMaximumOf<T>{});
 }
 
 // The larger one, NaN where either is NaN.
@@ -241,10 +242,10 @@ void grad_concurrent(const Maps<T>& maps, int64_t n, int64_t first, int64_t last
 
 // ---- numbers
 
-// to[i] = from[i]
-template <class T>
-void widen(Accumulator<T>* to, const T* from, int64_t count) {
-  row_map(to, count, [=](int64_t i, auto read) { return read(from + i); });
+// gates[i] = sigmoid(gates[i] + bias), in place
+template <class A>
+void open_gates(A* gates, A bias, int64_t count) {
+  row_map(gates, count, [=](int64_t i, auto read) { return sigmoid(read(gates + i) + bias); });
 }
 
 // to[i] = sum_n from[n, i], in order
@@ -267,7 +268,9 @@ inline constexpr Kernels<T> kKernels = {
     .grad_x = grad_x<T>,
     .grad_concurrent = grad_concurrent<T>,
     .join = join_axes<Accumulator<T>>,
-    .widen = widen<T>,
+    .widen = convert<Accumulator<T>, T>,
+    .open_gates = open_gates<Accumulator<T>>,
+    .sigmoid_gradients = sigmoid_gradients<Accumulator<T>>,
     .sum_samples = sum_samples<T>,
 };
 

@@ -12,10 +12,13 @@ namespace attnkernels {
 
 // What becomes of the terms along an axis: their sum; with it their maximum, and the place of the first element that is
 // equal to it, or how many are. One number each, in this order.
-enum class Reduction : int { kNothing = 0, kSum = 1, kFirstMaximum = 2, kSharedMaximum = 3 };
+enum class Reduction : int { kNothing = 0, kSum = 1, kFirstMaximum = 2, kSharedMaximum = 3, kMaximum = 4 };
 
 inline constexpr int kMostFields = 3;
-constexpr int fields_of(Reduction kind) { return kind == Reduction::kNothing ? 0 : kind == Reduction::kSum ? 1 : 3; }
+constexpr int fields_of(Reduction kind) {
+  constexpr int kFields[] = {0, 1, 3, 3, 2};
+  return kFields[int(kind)];
+}
 
 // The results along one axis of a sample: an array for each of the numbers.
 template <class A>

@@ -74,4 +74,26 @@ auto dispatch(DataType type, Run run) {
   }
 }
 
+// A grid along one dimension.
+struct Blocks {
+  int64_t count;
+  int threads;
+  size_t shared_bytes = 0;
+  bool dependent = false;  // wait_for_primary_grid
+};
+
+template <class... Parameters>
+Result start(const char* name, void (*kernel)(Parameters...), const Blocks& blocks, void* stream,
+             const std::type_identity_t<Parameters>&... arguments) {
+  constexpr int64_t kLargestGrid = (int64_t(1) << 31) - 1;
+  if (blocks.count > kLargestGrid) return {name, "more blocks than a grid can have"};
+  LaunchConfig config;
+  config.grid = dim3(unsigned(blocks.count));
+  config.block = dim3(unsigned(blocks.threads));
+  config.shared_bytes = blocks.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.dependent = blocks.dependent;
+  return result(name, launch(config, kernel, arguments...));
+}
+
 }  // namespace attnkernels

@@ -21,6 +21,22 @@ inline void check_map(const char* op, const char* name, const Tensor& map, const
   STD_TORCH_CHECK(alike(map, x) && same_shape(map, x), op, ": ", name, ": expected shape, dtype and device of x");
 }
 
+// The weights of a fully connected layer, [rows, columns] or those of a convolution of 1 x 1, and its bias; of the dtype
+// and device of the argument `like`.
+inline void check_matrix(const char* op, const char* name, const Tensor& weight, int64_t rows, int64_t columns,
+                         const Tensor& like, const char* like_name) {
+  const bool of_convolution = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
+  STD_TORCH_CHECK(alike(weight, like) && (weight.dim() == 2 || of_convolution) && weight.size(0) == rows &&
+                      weight.size(1) == columns,
+                  op, ": ", name, ": expected ", rows, " x ", columns, " numbers of ", like_name, "'s dtype on ",
+                  like_name, "'s device");
+}
+inline void check_vector(const char* op, const char* name, const Optional& bias, int64_t length, const Tensor& like,
+                         const char* like_name) {
+  STD_TORCH_CHECK(!bias || (alike(*bias, like) && bias->dim() == 1 && bias->size(0) == length), op, ": ", name,
+                  ": expected ", length, " numbers of ", like_name, "'s dtype on ", like_name, "'s device");
+}
+
 // The integers that stand for two values each.
 template <class... Integers>
 void check_binary(const char* op, const char* names, Integers... values) {

@@ -26,7 +26,7 @@ struct OneMap {
 template <class T>
 struct TwoMaps {
   static constexpr int kMaps = 2;
-  const T *grad_y, *x;  // x: null where nothing needs it
+  const T *grad_y, *x;  // a formula that does not use one of them does not read it
 
   template <int kW>
   struct Fetched {
@@ -34,9 +34,7 @@ struct TwoMaps {
   };
   template <int kW>
   __device__ __forceinline__ Fetched<kW> fetch(int64_t at) const {
-    Fetched<kW> fetched{load<kW>(grad_y + at), {}};
-    if (x) fetched.x = load<kW>(x + at);
-    return fetched;
+    return {load<kW>(grad_y + at), load<kW>(x + at)};
   }
 };
 
@@ -106,7 +104,10 @@ struct FormulaBody {
   const Reduced<ColumnEnd>& by_column;
   int64_t begin;
 
-  __device__ __forceinline__ int64_t at(int i, int j) const { return begin + i * pass.plan.columns() + j; }
+  __device__ __forceinline__ int64_t at(int i, int j) const {
+    const MapShape& shape = pass.plan.shape;  // whose layout is a constant here
+    return begin + i * (kChannelsLast ? shape.channels : shape.pixels) + j;
+  }
   __device__ __forceinline__ auto fetch(int i, int j) const { return pass.formula.maps.template fetch<kW>(at(i, j)); }
   __device__ __forceinline__ RowNumbers row(int i) const {
     RowNumbers numbers[1];
@@ -165,20 +166,6 @@ __device__ __forceinline__ void run_block(const FormulaPass<Formula, T>& pass) {
 
 // ---- launches
 
-template <class Argument>
-Result start(const char* name, void (*kernel)(Argument), int64_t blocks, size_t shared_bytes, void* stream,
-             const std::type_identity_t<Argument>& argument, bool dependent) {
-  constexpr int64_t kLargestGrid = (int64_t(1) << 31) - 1;
-  if (blocks > kLargestGrid) return {name, "more blocks than a grid can have"};
-  LaunchConfig config;
-  config.grid = dim3(unsigned(blocks));
-  config.block = dim3(kThreads);
-  config.shared_bytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.dependent = dependent;
-  return result(name, launch(config, kernel, argument));
-}
-
 // run(layout, width), as constants
 template <class T, class Run>
 Result dispatch_walk(const Plan& plan, Run run) {
@@ -202,8 +189,10 @@ template <class End>
 Result finish(const Reduced<End>& reduced, const Plan& plan, void* stream) {
   if constexpr (End::Value::kNumbers > 0) {
     if (reduced.wanted && reduced.partial)
-      return start("matrix_finish", matrix_finish<End>, reduced.samples * ceil_div(reduced.count, kFinished),
-                   kThreads * sizeof(typename End::Value), stream, reduced, plan.dependent);
+      return start("matrix_finish", matrix_finish<End>,
+                   {reduced.samples * ceil_div(reduced.count, kFinished), kThreads,
+                    kThreads * sizeof(typename End::Value), plan.dependent},
+                   stream, reduced);
   }
   return {};
 }
@@ -211,14 +200,14 @@ Result finish(const Reduced<End>& reduced, const Plan& plan, void* stream) {
 // Launches a pass: kernel(layout, width) is its kernel; scratch [plan.scratch()], stored: or null.
 template <class T, class Formula, class Kernel>
 Result run_pass(const char* name, const Plan& plan, const Formula& formula, typename Formula::ChannelEnd channel_end,
-                typename Formula::PixelEnd pixel_end, bool share, void* stored, void* scratch, void* stream,
+                typename Formula::PixelEnd pixel_end, void* stored, void* scratch, void* stream,
                 Kernel kernel) {
   const MapShape& shape = plan.shape;
   const bool channels = plan.pass.by_channel, pixels = plan.pass.by_pixel;
   FormulaPass<Formula, T> pass{
       formula,
-      {channel_end, shape.samples, plan.channel_splits(), shape.channels, channels, share, nullptr},
-      {pixel_end, shape.samples, plan.pixel_splits(), shape.pixels, pixels, share, nullptr},
+      {channel_end, shape.samples, plan.channel_splits(), shape.channels, channels, nullptr},
+      {pixel_end, shape.samples, plan.pixel_splits(), shape.pixels, pixels, nullptr},
       plan,
       static_cast<T*>(stored)};
   constexpr size_t kChannelBytes = sizeof(typename Formula::ChannelEnd::Value);
@@ -230,7 +219,7 @@ Result run_pass(const char* name, const Plan& plan, const Formula& formula, type
   const size_t bytes = shared_bytes(plan, shape.channels_last ? pixels * kPixelBytes : channels * kChannelBytes,
                                     shape.channels_last ? channels * kChannelBytes : pixels * kPixelBytes);
   Result done = dispatch_walk<T>(plan, [&](auto channels_last, auto width) {
-    return start(name, kernel(channels_last, width), plan.blocks(), bytes, stream, pass, false);
+    return start(name, kernel(channels_last, width), {plan.blocks(), kThreads, bytes}, stream, pass);
   });
   if (done.error) return done;
   if (plan.pass.over_samples) {  // each sample's splits are splits of the sum over samples

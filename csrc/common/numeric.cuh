@@ -35,6 +35,19 @@ __host__ __device__ __forceinline__ T narrow(acc_type<T> value) {
   }
 }
 
+// The larger one, or a NaN if there is one.
+template <class A>
+__device__ __forceinline__ A nan_max(A a, A b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<A, float>) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
+#endif
+  return b > a || b != b ? b : a;
+}
+
 // Elements of one 128-bit access, the widest that every architecture has.
 template <class T>
 inline constexpr int kVectorWidth = 16 / sizeof(T);

@@ -42,7 +42,11 @@ __device__ __forceinline__ int first_spread() {
 // Whether this lane is the first of those that have the same sums.
 template <int kCount, int kStride>
 __device__ __forceinline__ bool leads_spread() {
-  return kCount * kStride >= 32 || threadIdx.x % 32 / kStride % (32 / kStride / kCount) == 0;
+  if constexpr (kCount * kStride >= 32) {
+    return true;
+  } else {
+    return threadIdx.x % 32 / kStride % (32 / kStride / kCount) == 0;
+  }
 }
 
 // The least power of two that is at least `count`, and at most 32.

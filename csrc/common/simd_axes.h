@@ -103,6 +103,34 @@ struct SumAndMaximumOf {
   }
 };
 
+// The maximum without a mark.
+template <class T>
+struct SumAndUnmarkedMaximumOf {
+  using V = Vec<T>;
+  static constexpr int kFields = 2;
+  V field[2];
+  SIMD_INLINE static SumAndUnmarkedMaximumOf start(V) { return {{V{}, V{} - Accumulator<T>(__builtin_inf())}}; }
+  SIMD_INLINE void add(V term, V) {
+    field[0] += term;
+    field[1] = beats(term, field[1]) ? term : field[1];
+  }
+  SIMD_INLINE void join(const SumAndUnmarkedMaximumOf& other) {
+    field[0] += other.field[0];
+    field[1] = beats(other.field[1], field[1]) ? other.field[1] : field[1];
+  }
+  SIMD_INLINE void fold() {
+    const Accumulator<T> sum = reduce_add(field[0]);
+    if (sum != sum) {  // a NaN among the terms, or infinities of both signs
+      for (int64_t i = 1; i < kLanes<T>; ++i)
+        if (field[1][0] == field[1][0] && !(field[1][i] <= field[1][0])) field[1][0] = field[1][i];
+      field[1] = broadcast<T>(field[1][0]);
+    } else {
+      field[1] = broadcast<T>(reduce_max(field[1]));
+    }
+    field[0] = broadcast<T>(sum);
+  }
+};
+
 // What a formula gives its terms to.
 template <class Reducer, class V, class Read>
 struct Cursor {
@@ -175,6 +203,7 @@ void join_axes(Reduction kind, const Fields<A>& into, const Fields<A>& from, int
   if (kind == Reduction::kSum) return join_fields<SumOf<A>>(into, 0, from, count, true);
   if (kind == Reduction::kFirstMaximum) return join_fields<SumAndMaximumOf<A, false>>(into, 0, from, count, true);
   if (kind == Reduction::kSharedMaximum) return join_fields<SumAndMaximumOf<A, true>>(into, 0, from, count, true);
+  if (kind == Reduction::kMaximum) return join_fields<SumAndUnmarkedMaximumOf<A>>(into, 0, from, count, true);
 }
 
 // ---- the loop

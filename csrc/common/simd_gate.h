@@ -143,7 +143,7 @@ void apply_gate_gradient(Gate kind, A* grads, const A* gates, int64_t count) {
   const A sixth = A(1) / 6;
   row_map(grads, count, [=](int64_t i, auto read) {
     const Vec<A> grad = read(grads + i), gate = read(gates + i);
-    if (smooth) return grad * gate * (1 - gate);
+    if (smooth) return sigmoid_gradient(grad, gate);
     return gate > 0 ? (gate < 1 ? grad * sixth : Vec<A>{}) : Vec<A>{};
   });
 }

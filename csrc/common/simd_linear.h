@@ -99,5 +99,16 @@ void weighted_rows(Matrix<Y> y, Strided<A> a, Matrix<const B> b, int64_t rows, i
   for (; m < rows; ++m) columns(m, std::integral_constant<int, 1>{});
 }
 
+// The gradients of the weights and biases of a layer's outputs [begin, end), samples in order; either may be null.
+// grad_weight[o, i] = sum_s grads[s, o] x[s, i], grad_bias[o] = times sum_s grads[s, o]: the bias is added `times`.
+template <class T, class A>
+void linear_gradients(T* grad_weight, T* grad_bias, Matrix<const A> grads, Matrix<const A> x, int64_t samples,
+                      int64_t inputs, int64_t begin, int64_t end, A times = 1) {
+  if (grad_weight)
+    weighted_rows<T, A, A>({grad_weight + begin * inputs, inputs}, {grads.data + begin, 1, grads.stride}, x,
+                           end - begin, samples, 0, inputs);
+  if (grad_bias) weighted_rows<T, A, A>({grad_bias, 0}, {&times, 0, 0}, grads, 1, samples, begin, end);
+}
+
 }  // namespace
 }  // namespace attnkernels::simd::SIMD_LEVEL

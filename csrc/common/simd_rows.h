@@ -94,6 +94,18 @@ SIMD_INLINE void row_map(T* y, int64_t count, Value value) {
   if (i < count) store_partial(y + i, value(i, ReadPartial{count - i}), count - i);
 }
 
+// to[i] = from[i], converted
+template <class To, class From>
+void convert(To* to, const From* from, int64_t count) {
+  row_map(to, count, [=](int64_t i, auto read) { return read(from + i); });
+}
+
+// to[i] = the gradient of what gates[i] is the sigmoid of, from the gate's own
+template <class A>
+void sigmoid_gradients(A* to, const A* grads, const A* gates, int64_t count) {
+  row_map(to, count, [=](int64_t i, auto read) { return sigmoid_gradient(read(grads + i), read(gates + i)); });
+}
+
 inline constexpr int64_t kChunkBytes = 256 * 1024;  // a quarter of an L2; chunks of 16 KB were 1.3 to 2 times slower
 inline constexpr int64_t kStagingBytes = 2 * 1024;  // short bursts: with 8 KB the reads wait for them, 1.7x slower
 

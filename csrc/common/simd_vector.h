@@ -4,7 +4,8 @@
 //                       + - * / comparisons and mask ? a : b come with the language, between vectors and with scalars
 //   load, store         kLanes<T> values of T at any address, converted (to nearest even; NaN stays NaN)
 //   load_partial, store_partial   the first `count` lanes, 0 <= count <= kLanes<T>; the others read as zero
-//   broadcast<T>, fma, max, min, sqrt, first_lanes, lane_numbers, shuffle, rotated, reduce_add, reduce_max, reduce_min, exp, sigmoid, silu
+//   broadcast<T>, fma, max, min, sqrt, first_lanes, lane_numbers, shuffle, rotated, reduce_add, reduce_max, reduce_min,
+//   exp, sigmoid, sigmoid_gradient, silu
 //   stream_copy, stream_fence     memory to memory past the caches
 namespace attnkernels::simd::SIMD_LEVEL {
 namespace {
@@ -443,6 +444,11 @@ SIMD_INLINE Double exp(Double x) {
 template <class V>
 SIMD_INLINE V sigmoid(V x) {
   return 1 / (exp(-x) + 1);
+}
+// the gradient of x from that of its sigmoid, y
+template <class V>
+SIMD_INLINE V sigmoid_gradient(V grad, V y) {
+  return grad * y * (1 - y);
 }
 
 // x sigmoid(x)

@@ -45,20 +45,6 @@ bool aligned_coefficients(const Shape& shape, const void* pointer) {
   return !shape.channels_last || reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-template <class... Parameters, class Arguments>
-Result start(const char* name, void (*kernel)(Parameters...), int64_t blocks, size_t shared_bytes, void* stream,
-             const Arguments& arguments, bool dependent = false) {
-  constexpr int64_t kLargestGrid = (int64_t(1) << 31) - 1;
-  if (blocks > kLargestGrid) return {name, "more blocks than a grid can have"};
-  LaunchConfig config;
-  config.grid = dim3(unsigned(blocks));
-  config.block = dim3(kThreads);
-  config.shared_bytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.dependent = dependent;
-  return result(name, launch(config, kernel, arguments));
-}
-
 bool empty(const Shape& shape) { return !shape.samples || !shape.channels; }
 
 // The launch that adds the splits' sums, right after the one that made them.
@@ -68,7 +54,7 @@ Result finish(const char* name, void (*kernel)(Parameters...), const Shape& shap
   Device device;
   if (const cudaError_t error = current_device(device); error != cudaSuccess) return result(name, error);
   const int64_t blocks = shape.samples * ceil_div(shape.channels, tiles.finish_channels());
-  return start(name, kernel, blocks, 0, stream, arguments, device.dependent_launches);
+  return start(name, kernel, {blocks, kThreads, 0, device.dependent_launches}, stream, arguments);
 }
 
 // run(layout, branches) with whether the map is channels_last and how many branches a kernel is compiled for, as
@@ -107,7 +93,7 @@ Result pool(DataType type, const Shape& shape, const Tiles& tiles, const PoolTen
                              static_cast<acc_type<T>*>(tensors.partial), shape, tiles};
     const Result done = specialise(shape, [&](auto channels_last, auto branches) {
       return start("selective_kernel_pool", selective_kernel_pool<T, channels_last(), branches()>,
-                   tiles.blocks(shape.samples), 0, stream, a);
+                   {tiles.blocks(shape.samples), kThreads}, stream, a);
     });
     if (done.error || tiles.splits == 1) return done;
     return finish("selective_kernel_pool_finish", selective_kernel_pool_finish<T>, shape, tiles, stream, a);
@@ -130,7 +116,7 @@ Result select(DataType type, const Shape& shape, const SelectTensors& tensors, v
                                tiles};
     return specialise(shape, [&](auto channels_last, auto branches) {
       return start("selective_kernel_select", selective_kernel_select<T, channels_last(), branches()>,
-                   tiles.blocks(shape.samples), tile_bytes<T>(shape, tiles), stream, a);
+                   {tiles.blocks(shape.samples), kThreads, tile_bytes<T>(shape, tiles)}, stream, a);
     });
   });
 }
@@ -149,7 +135,7 @@ Result grad_logits(DataType type, const Shape& shape, const Tiles& tiles, const 
                                    tiles};
     const Result done = specialise(shape, [&](auto channels_last, auto branches) {
       return start("selective_kernel_grad_logits", selective_kernel_grad_logits<T, channels_last(), branches()>,
-                   tiles.blocks(shape.samples), tile_bytes<T>(shape, tiles), stream, a);
+                   {tiles.blocks(shape.samples), kThreads, tile_bytes<T>(shape, tiles)}, stream, a);
     });
     if (done.error || tiles.splits == 1) return done;
     return finish("selective_kernel_grad_logits_finish", selective_kernel_grad_logits_finish<T>, shape, tiles, stream,
@@ -177,7 +163,7 @@ Result grad_branches(DataType type, const Shape& shape, const GradBranchesTensor
     return start(
         "selective_kernel_grad_branches",
         shape.channels_last ? selective_kernel_grad_branches<T, true> : selective_kernel_grad_branches<T, false>,
-        tiles.blocks(shape.samples), 0, stream, a);
+        {tiles.blocks(shape.samples), kThreads}, stream, a);
   });
 }
 

@@ -7,16 +7,12 @@ namespace {
 
 template <class T, bool kMeans>
 Result run_layer(const BackwardArguments<T>& part, LaunchConfig config) {
-  const Shape& shape = part.shape;
-  // At least one block of a sample: it may have to write dv.
-  const int64_t blocks =
-      std::max<int64_t>(1, ceil_div(kMeans ? shape.channels : shape.hidden, kGradVectors<kMeans> * kVectorWidth<T>));
-  const bool together = samples_share_weights(blocks, shape.samples, part.sum_splits);
-  config.grid = grid_of(blocks, ceil_div(shape.samples, together ? kGradSamples<T> : 1));
+  const LayerGrid grid = transposed_layer_grid<kGradVectors<kMeans>>(grad_layer_of<kMeans>(part), part.sum_splits);
+  config.grid = grid_of(grid.blocks, grid.sample_groups);
   config.shared_bytes = 0;
   return result("squeeze_excite_backward_layer",
-                together ? launch(config, squeeze_excite_backward_layer<T, kMeans, kGradSamples<T>>, part)
-                         : launch(config, squeeze_excite_backward_layer<T, kMeans, 1>, part));
+                grid.together ? launch(config, squeeze_excite_backward_layer<T, kMeans, kGradSamples<T>>, part)
+                              : launch(config, squeeze_excite_backward_layer<T, kMeans, 1>, part));
 }
 
 // Gradients of maps and, in the last launch, of the weights.
@@ -82,23 +78,19 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   weight_grads.activated_columns = shape.hidden > 0;
   const int64_t pitch = shape.saved_columns();
   if (tensors.grad_expand_weight || tensors.grad_expand_bias)
-    weight_grads.sums[0] = {a.grad_logits,
-                            shape.channels,
-                            shape.channels,
-                            a.saved + (shape.hidden ? shape.channels : 0),
-                            pitch,
-                            shape.gate_inputs(),
-                            static_cast<T*>(tensors.grad_expand_weight),
-                            static_cast<T*>(tensors.grad_expand_bias)};
+    weight_grads.sums[0] = {{shape.channels, shape.gate_inputs(), static_cast<T*>(tensors.grad_expand_weight),
+                             static_cast<T*>(tensors.grad_expand_bias)},
+                           a.grad_logits,
+                           shape.channels,
+                           a.saved + (shape.hidden ? shape.channels : 0),
+                           pitch};
   if (shape.hidden && (tensors.grad_reduce_weight || tensors.grad_reduce_bias))
-    weight_grads.sums[1] = {a.grad_hidden,
-                            shape.hidden,
-                            shape.hidden,
-                            a.saved,
-                            pitch,
-                            shape.channels,
-                            static_cast<T*>(tensors.grad_reduce_weight),
-                            static_cast<T*>(tensors.grad_reduce_bias)};
+    weight_grads.sums[1] = {{shape.hidden, shape.channels, static_cast<T*>(tensors.grad_reduce_weight),
+                             static_cast<T*>(tensors.grad_reduce_bias)},
+                           a.grad_hidden,
+                           shape.hidden,
+                           a.saved,
+                           pitch};
   if (shape.samples && shape.channels)
     if (const Result done = run_passes<T, kChannelsLast>(a, plan, weight_grads, stream); done.error) return done;
   if (!weight_grads.blocks() || weight_grads.grid_rows) return {};

@@ -49,14 +49,17 @@ __device__ __forceinline__ void load_logit_grads(const BackwardArguments<T>& a, 
   }
 }
 
-// Samples that share one reading of the weights in a layer's own kernel.
-template <class T>
-inline constexpr int kGradSamples = sizeof(T) == 8 ? 1 : 4;
-// Vectors of columns that a block of a layer's gradient takes. Few where the sums are long: 32 bytes of a row, one
-// sector, and many rows at once.
+// The layer whose transpose that kernel takes, and how many vectors of columns a block has.
+template <bool kMeans, class T>
+__host__ __device__ __forceinline__ Layer<T> grad_layer_of(const BackwardArguments<T>& a) {
+  const Shape& shape = a.shape;
+  const bool of_logits = !kMeans || !shape.hidden;
+  const int rows = int(!of_logits ? shape.hidden : shape.constant_gates ? 0 : shape.channels);
+  const int columns = int(kMeans ? shape.channels : shape.hidden);
+  return {of_logits ? a.parameters.expand_weight : a.parameters.reduce_weight, rows, columns, shape.samples};
+}
 template <bool kMeans>
-inline constexpr int kGradVectors = kMeans ? 16 : 2;
-inline constexpr int kGradRows = 4;  // that a thread has under way
+inline constexpr int kGradVectors = kMeans ? kVectorsOfFewRows : kVectorsOfManyRows;
 
 // The gradient of a layer's inputs in a kernel of its own, blocks (columns, groups of samples):
 // du[n, r] = activation'(u[n, r]) sum_c dv[n, c] expand_weight[c, r], or, with kMeans,
@@ -65,73 +68,26 @@ inline constexpr int kGradRows = 4;  // that a thread has under way
 template <class T, bool kMeans, int kSamples>
 __global__ void __launch_bounds__(kThreads, kLayerBlocks) squeeze_excite_backward_layer(const BackwardArguments<T> a) {
   using acc_t = acc_type<T>;
-  constexpr int kW = kVectorWidth<T>, kLanes = kGradVectors<kMeans>, kGroups = kThreads / kLanes;
-  constexpr int kCount = kW * kSamples, kHeld = spread_count<kCount, kLanes>;
-  constexpr int kColumns = kLanes * kW;
-  SHARED(acc_t, cells, [kThreads / 32 * kColumns * kSamples]);
   launch_dependent_grids();
   const Shape& shape = a.shape;
   const bool of_logits = !kMeans || !shape.hidden;
-  const int inputs = int(!of_logits ? shape.hidden : shape.constant_gates ? 0 : shape.channels);
-  const int outputs = int(kMeans ? shape.channels : shape.hidden);
-  const T* const weight = of_logits ? a.parameters.expand_weight : a.parameters.reduce_weight;
-  const int64_t first = int64_t(blockIdx.y) * kSamples;
-  const bool vectorised = outputs % kW == 0 && misalignment(weight) == 0;
-  const int first_column = blockIdx.x * kColumns, column = first_column + threadIdx.x % kLanes * kW;
-  // Neighbouring groups take neighbouring rows.
-  Vector<T, kW> weights[kGradRows];
-  const auto fetch = [&](int k) {
-#pragma unroll
-    for (int j = 0; j < kGradRows; ++j)
-      weights[j] = load_part(weight + int64_t(min(k + j, inputs - 1)) * outputs, column, outputs, vectorised);
-  };
-  int k = int(threadIdx.x) / kLanes * kGradRows;
-  if (outputs && inputs) fetch(k);
-
-  wait_for_primary_grid();
-  acc_t values[kCount] = {};
-  for (; k < inputs; k += kGroups * kGradRows) {
-    acc_t input[kSamples][kGradRows];
-#pragma unroll
-    for (int s = 0; s < kSamples; ++s) {
-      const int64_t n = min(first + s, shape.samples - 1);
-      if (of_logits) {
-        load_logit_grads(a, n, k, input[s], !kMeans && n == first + s && blockIdx.x == 0 && threadIdx.x % kLanes == 0);
-      } else {
-        load_sums(a.grad_hidden + n * inputs, k, inputs, input[s]);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kGradRows; ++j)
-#pragma unroll
-      for (int s = 0; s < kSamples; ++s)
-#pragma unroll
-        for (int i = 0; i < kW; ++i) values[s * kW + i] += weights[j].get(i) * input[s][j];
-    if (outputs && k + kGroups * kGradRows < inputs) fetch(k + kGroups * kGradRows);
-  }
-  sum_spread<kCount, kLanes>(values);
-  // cells[warp][value][vector of columns]
-  if (leads_spread<kCount, kLanes>()) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      cells[(threadIdx.x / 32 * kCount + first_spread<kCount, kLanes>() + i) * kLanes + threadIdx.x % kLanes] =
-          values[i];
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kCount * kLanes; i += kThreads) {
-    const int output = first_column + i % kLanes * kW + i / kLanes % kW;
-    const int64_t n = first + i / kColumns;
-    if (output >= outputs || n >= shape.samples) continue;
-    acc_t sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < kThreads / 32; ++warp) sum += cells[warp * kCount * kLanes + i];
-    if constexpr (kMeans) {
-      a.grad_means[n * shape.channels + output] = sum / acc_t(shape.pixels);
-    } else {
-      const acc_t u = a.saved[n * shape.saved_columns() + shape.channels + output];
-      a.grad_hidden[n * shape.hidden + output] = sum * activation_derivative(u, shape.activation);
-    }
-  }
+  transposed_layer_block<kGradVectors<kMeans>, kSamples>(
+      grad_layer_of<kMeans>(a), blockIdx.x, int64_t(blockIdx.y) * kSamples,
+      [&](int64_t n, int k, int inputs, auto& input, bool leads) {
+        if (of_logits) {
+          load_logit_grads(a, n, k, input, !kMeans && leads);
+        } else {
+          load_sums(a.grad_hidden + n * inputs, k, inputs, input);
+        }
+      },
+      [&](int64_t n, int output, acc_t sum) {
+        if constexpr (kMeans) {
+          a.grad_means[n * shape.channels + output] = sum / acc_t(shape.pixels);
+        } else {
+          const acc_t u = a.saved[n * shape.saved_columns() + shape.channels + output];
+          a.grad_hidden[n * shape.hidden + output] = sum * activation_derivative(u, shape.activation);
+        }
+      });
 }
 
 // grad_x[n, c, p] = dz g[n, c] + ds[n, c] / pixels, ds = reduce_weight^T du; grad_residual = dz. The first rows of the

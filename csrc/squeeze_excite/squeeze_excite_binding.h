@@ -5,17 +5,6 @@
 
 namespace attnkernels::squeeze_excite {
 
-inline void check_matrix(const char* name, const Tensor& weight, const Tensor& x, int64_t rows, int64_t columns) {
-  const bool of_convolution = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
-  STD_TORCH_CHECK(
-      alike(weight, x) && (weight.dim() == 2 || of_convolution) && weight.size(0) == rows && weight.size(1) == columns,
-      "squeeze_excite: ", name, ": expected ", rows, " x ", columns, " numbers of x's dtype on x's device");
-}
-inline void check_vector(const char* name, const Optional& bias, const Tensor& x, int64_t length) {
-  STD_TORCH_CHECK(!bias || (alike(*bias, x) && bias->dim() == 1 && bias->size(0) == length), "squeeze_excite: ", name,
-                  ": expected ", length, " numbers of x's dtype on x's device");
-}
-
 // The contiguous parameters and the shape of a call that has passed the checks.
 struct CheckedCall {
   CheckedCall(const Tensor& x, const Optional& reduce_weight, const Optional& reduce_bias, const Tensor& expand_weight,
@@ -29,10 +18,11 @@ struct CheckedCall {
     check_binary("squeeze_excite", "activation, gate, output_activation", activation, gate, output_activation);
     const int64_t channels = shape.channels, hidden = reduce_weight ? reduce_weight->size(0) : 0;
     STD_TORCH_CHECK(reduce_weight || !reduce_bias, "squeeze_excite: reduce_bias: expected None without reduce_weight");
-    if (reduce_weight) check_matrix("reduce_weight", *reduce_weight, x, hidden, channels);
-    check_vector("reduce_bias", reduce_bias, x, hidden);
-    check_matrix("expand_weight", expand_weight, x, channels, reduce_weight ? hidden : channels);
-    check_vector("expand_bias", expand_bias, x, channels);
+    const char* op = "squeeze_excite";
+    if (reduce_weight) check_matrix(op, "reduce_weight", *reduce_weight, hidden, channels, x, "x");
+    check_vector(op, "reduce_bias", reduce_bias, hidden, x, "x");
+    check_matrix(op, "expand_weight", expand_weight, channels, reduce_weight ? hidden : channels, x, "x");
+    check_vector(op, "expand_bias", expand_bias, channels, x, "x");
     shape.hidden = hidden;
     shape.activation = Activation(activation);
     shape.gate = Gate(gate);

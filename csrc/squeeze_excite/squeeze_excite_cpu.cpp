@@ -81,10 +81,10 @@ struct Preceding {
   void check(const Tensor& x) const {
     STD_TORCH_CHECK(mean ? bool(variance) : !variance && !weight && !bias,
                     "squeeze_excite: norm_mean, norm_variance: expected both, or no norm at all");
-    check_vector("norm_mean", mean, x, x.size(1));
-    check_vector("norm_variance", variance, x, x.size(1));
-    check_vector("norm_weight", weight, x, x.size(1));
-    check_vector("norm_bias", bias, x, x.size(1));
+    check_vector("squeeze_excite", "norm_mean", mean, x.size(1), x, "x");
+    check_vector("squeeze_excite", "norm_variance", variance, x.size(1), x, "x");
+    check_vector("squeeze_excite", "norm_weight", weight, x.size(1), x, "x");
+    check_vector("squeeze_excite", "norm_bias", bias, x.size(1), x, "x");
     STD_TORCH_CHECK(activation >= InputActivation::kNone && activation <= InputActivation::kHardSwish,
                     "squeeze_excite: input_activation: expected 0 to 3");
   }

@@ -7,19 +7,13 @@ namespace {
 
 template <class T, bool kGates>
 Result run_layer(const ForwardArguments<T>& part, LaunchConfig config) {
-  const Shape& shape = part.shape;
-  const int64_t rows = kGates ? shape.channels : shape.hidden;
-  const int64_t inputs = kGates ? shape.gate_inputs() : shape.channels;
-  // Warps whose lanes have all inputs of a row, a vector each, or else all warps.
-  int group_warps = 1;
-  while (group_warps < kThreads / 32 && group_warps * 32 * kVectorWidth<T> < inputs) group_warps *= 2;
-  const int64_t blocks = ceil_div(rows, kThreads / 32 / group_warps * kLayerRows);
-  const bool together = samples_share_weights(blocks, shape.samples, part.sum_splits);
-  config.grid = grid_of(blocks, ceil_div(shape.samples, together ? kLayerSamples<T> : 1));
+  const LayerGrid grid = layer_grid(layer_of<kGates>(part), part.sum_splits);
+  config.grid = grid_of(grid.blocks, grid.sample_groups);
   config.shared_bytes = 0;
   return result("squeeze_excite_layer",
-                together ? launch(config, squeeze_excite_layer<T, kGates, kLayerSamples<T>>, part, group_warps)
-                         : launch(config, squeeze_excite_layer<T, kGates, 1>, part, group_warps));
+                grid.together
+                    ? launch(config, squeeze_excite_layer<T, kGates, kLayerSamples<T>>, part, grid.group_warps)
+                    : launch(config, squeeze_excite_layer<T, kGates, 1>, part, grid.group_warps));
 }
 
 template <class T, bool kChannelsLast, bool kResidual>

@@ -25,13 +25,6 @@ struct Plan : gate::Plan {
   bool layer_in_map = false;  // the blocks of the second pass compute the last layer for their channels
 };
 
-// Whether the blocks of a layer's own kernel take several samples each: not where a block for every sample leaves
-// multiprocessors idle, nor where each has to add up the sums of splits.
-inline bool samples_share_weights(int64_t blocks, int64_t samples, int64_t splits) {
-  constexpr int64_t kFewBlocks = 128;
-  return splits == 1 && samples * blocks > kFewBlocks;
-}
-
 inline Plan make_plan(const Shape& shape, ElementSize size, const Limits& limits, const Tuning& tuning, bool backward) {
   // Splits' sums are added up by a layer's own kernel, if it reads means at all.
   const int64_t most_splits = shape.gate_inputs() ? tuning.most_splits : 1;

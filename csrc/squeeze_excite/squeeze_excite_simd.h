@@ -118,19 +118,13 @@ template <class T>
 void backward_weights(const Backward<T>& b) {
   using A = Accumulator<T>;
   const int64_t samples = b.shape.samples, channels = b.shape.channels, hidden = b.shape.hidden;
-  const A one = 1;
   const Matrix<const A> means{b.saved.means(0), b.saved.columns()};
   const Matrix<const A> inputs = b.single_layer ? means : Matrix<const A>{b.hidden, hidden};
-  const int64_t columns = b.single_layer ? channels : hidden;
-  weighted_rows<T, A, A>({b.grad_expand_weight, columns}, {b.grad_logits, 1, channels}, inputs, channels, samples, 0,
-                         columns);
-  if (b.grad_expand_bias)
-    weighted_rows<T, A, A>({b.grad_expand_bias, 0}, {&one, 0, 0}, {b.grad_logits, channels}, 1, samples, 0, channels);
-  if (b.single_layer) return;
-  weighted_rows<T, A, A>({b.grad_reduce_weight, channels}, {b.grad_hidden, 1, hidden}, means, hidden, samples, 0,
-                         channels);
-  if (b.grad_reduce_bias)
-    weighted_rows<T, A, A>({b.grad_reduce_bias, 0}, {&one, 0, 0}, {b.grad_hidden, hidden}, 1, samples, 0, hidden);
+  linear_gradients<T, A>(b.grad_expand_weight, b.grad_expand_bias, {b.grad_logits, channels}, inputs, samples,
+                         b.single_layer ? channels : hidden, 0, channels);
+  if (!b.single_layer)
+    linear_gradients<T, A>(b.grad_reduce_weight, b.grad_reduce_bias, {b.grad_hidden, hidden}, means, samples, channels,
+                           0, hidden);
 }
 
 template <class T>

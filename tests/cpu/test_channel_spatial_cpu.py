@@ -5,6 +5,8 @@ from __future__ import annotations
 import channel_spatial_operators as formulas
 import pytest
 import torch
+from ops import test_channel_spatial_convolution as convolution
+from ops import test_channel_spatial_layers as layers
 from test_simd_levels import LEVELS
 
 from attnkernels import _load, testing
@@ -47,6 +49,24 @@ def test_levels(level, dtype, layout):
     for i, call in enumerate(CALLS):
         for shape in (SIZES[i % len(SIZES)], SIZES[(i + 3) % len(SIZES)]):
             check(call, formulas.arguments(call, shape, dtype, layout, seed=i, ties=i % 2))
+
+
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
+def test_layers_and_convolution(level, dtype):
+    for size in layers.SIZES:
+        layers.test_layers("cpu", "cpu", size, dtype)
+    for size in convolution.SIZES:
+        convolution.test_convolution("cpu", "cpu", *size, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_of_layers_and_convolution(dtype):
+    """Threads share the outputs of a layer, some of which have none, and the rows of a convolution."""
+    torch.set_num_threads(2)
+    for size in ((70, 2, 520, 65), (90, 3, 4000, 1), (2, 2, 600, 0)):
+        layers.test_layers("cpu", "cpu", size, dtype)
+    for size in ((1, 70, 45, 5), (5, 56, 56, 7)):
+        convolution.test_convolution("cpu", "cpu", *size, dtype)
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
@@ -126,10 +146,10 @@ GATE, SPATIAL = torch.rand(2, 3), torch.rand(2, 4, 5)
         ("pool", (X.int(), None, None, 1), "pool: expected float32, float64, float16 or bfloat16"),
         ("pool", (X, torch.ones(4), None, 1), r"pool: spatial_weight: expected a tensor \[3\] of x's dtype"),
         ("pool", (X, None, torch.ones(1), 1), "pool: spatial_bias: expected None, as there is no spatial_weight"),
-        ("pool", (X, None, None, 4), "pool: pools: expected 0 to 3, got 4"),
+        ("pool", (X, None, None, 5), "pool: pools: expected 0 to 4, got 5"),
         ("pool", (X.new_empty(1).expand(1, 1, 4096, 4096), None, None, 2), "fewer than 16777216 pixels .* 16777216"),
         ("statistics", (X, GATE.double(), 0), r"statistics: channel_gate: expected a tensor \[2, 3\]"),
-        ("statistics", (X, GATE, 2), "statistics: share: expected 0 or 1"),
+        ("statistics", (X, GATE, 3), "statistics: ties: expected 0, 1 or 2, got 3"),
         ("scale", (X, None, None, 0, 0), "scale: channel_gate: expected it or spatial_gate, got neither"),
         ("scale", (X, GATE, SPATIAL[:1], 0, 0), r"scale: spatial_gate: expected a tensor \[2, 4, 5\]"),
         ("scale", (X, GATE, SPATIAL, 3, 0), "scale: merge: expected 0, 1 or 2, got 3"),

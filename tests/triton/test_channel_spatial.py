@@ -89,11 +89,11 @@ def test_blocks_as_they_are(layout):
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
-@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("ties", [0, 1, 2])
 @pytest.mark.parametrize("call", [POOL, PROJECTED, STATISTICS], ids=str)
-def test_nan_and_infinity_among_maxima(call, share, layout, small_blocks):
+def test_nan_and_infinity_among_maxima(call, ties, layout, small_blocks):
     """The first NaN is the maximum; a row of -inf has a maximum, too."""
-    call = Call(call.name, call.given, (call.options[0] + share,))
+    call = Call(call.name, call.given, (call.options[0] + ties,))
     x, *others = formulas.arguments(call, SEVERAL, torch.float32, layout)
     x[0, 3] = x[1, :, 2, 2] = -float("inf")
     if "spatial_weight" not in call.given:  # of whose products no more would be left
@@ -169,6 +169,9 @@ NOTICED = {
     ),
     "a share of nothing": (SHARED, "mark = _load_row(marks_ptr, sample, i, length, 1", "mark = _load_row(marks_ptr, sample, i, length, 0"),
     "a bias for each part": (PROJECTED, "tl.where(i == 0, tl.load(bias_ptr).to(accumulation), 0)", "tl.load(bias_ptr).to(accumulation)"),
+    "parts of a logit that are no gate": (PROJECTED, "    if GATED:\n        result = sigmoid(result)\n", ""),
+    "a gate of each part": (PROJECTED, "    if parts == 1:\n        logit", "    if parts > 0:\n        logit"),
+    "a gate's gradient as a logit's": (CONCURRENT, "0, accumulation) * gate * (1 - gate)", "0, accumulation)"),
     "equal sides as one": (CONCURRENT, "tl.where(a == b, grad * 0.5, grad)", "grad"),
     "part of the weight's gradient": (CONCURRENT, "total += tl.load(here + SUMS * length, mask=mask, other=0)", "total = tl.load(here + SUMS * length, mask=mask, other=0)"),
 }  # fmt: skip

@@ -17,6 +17,8 @@ namespace attnkernels::tune {
 namespace {
 
 using namespace squeeze_excite;
+using squeeze_excite::Plan;
+using squeeze_excite::Tuning;
 using T = __nv_bfloat16;
 
 struct Problem {

@@ -25,8 +25,8 @@ Tensors = tuple[Tensor | None, ...]
 
 
 def _slot(x: Tensor, *shape: int) -> Tensor:
-    """A slot for numbers in the accumulation dtype, of the right shape at the least cost."""
-    return x.new_zeros((), dtype=accumulation_dtype(x.dtype)).expand(shape)
+    """A slot for numbers in the accumulation dtype, of the right shape at the least cost: nothing reads its number."""
+    return x.new_empty((), dtype=accumulation_dtype(x.dtype)).expand(shape)
 
 
 def _map_slot(x: Tensor) -> Tensor:
@@ -181,86 +181,121 @@ class ScaleFunction(torch.autograd.Function):
 
 
 class ProjectFunction(torch.autograd.Function):
-    """scse's first pass, from x to t [N, H, W], and its slots: those of grad_y and the spatial gate. Where there is a
-    channel gate, to the means [N, 1, C] as well, and its slot."""
+    """scse's first pass, from x to the spatial gate [N, H, W], and its slots: those of grad_y and that gate. Where there is
+    a channel gate, to the means [N, 1, C] as well, and its slot."""
 
     @staticmethod
     def forward(
         ctx: Any, backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, pools: int, merge: str
     ) -> Tensors:
-        pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
+        pooled, _, gate = operators.POOL.on[backend](x, weight, bias, pools)
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.merge, ctx.bias = backend, merge, bias
-        ctx.save_for_backward(x, weight)
+        ctx.backend, ctx.merge = backend, merge
+        ctx.save_for_backward(x, weight, bias)
         samples, channels, height, width = x.shape
         slots = _map_slot(x), _slot(x, samples, height, width)
         if pools == operators.NO_POOLS:
-            return logits, *slots
+            return gate, *slots
         if not ctx.needs_input_grad[1]:
             ctx.mark_non_differentiable(pooled)  # which depends on x alone
-        return logits, *slots, pooled, _slot(x, samples, channels)
+        return gate, *slots, pooled, _slot(x, samples, channels)
 
     @staticmethod
     def backward(
         ctx: Any,
-        grad_logits: Tensor | None,
+        grad_gate: Tensor | None,
         grad_y: Tensor | None,
-        spatial_gate: Tensor | None,
+        gate: Tensor | None,
         grad_pooled: Tensor | None = None,
         channel_gate: Tensor | None = None,
     ) -> Tensors:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[1:4]
-        grad_bias = None
-        if wants_bias and grad_logits is not None:
-            grad_bias = grad_logits.sum().to(ctx.bias.dtype).view(1)
         if grad_y is None:
-            return None, *_projection_by_formula(x, weight, grad_pooled, grad_logits), grad_bias, None, None
-        if grad_logits is None:
-            grad_logits = torch.zeros_like(spatial_gate)
+            return None, *_projection_by_formula(x, weight, bias, grad_pooled, grad_gate), None, None
+        if grad_gate is None:
+            grad_gate = torch.zeros_like(gate)
+        grad_bias = _through_sigmoid(grad_gate, gate).sum().to(bias.dtype).view(1) if wants_bias else None
         grads = [None, None]
         if needs := needs_bits((wants_x, wants_weight)):
             grads = operators.GRAD_CONCURRENT.on[ctx.backend](
-                grad_y, x, channel_gate, spatial_gate, None if grad_pooled is None else grad_pooled[:, 0],
-                grad_logits, weight, MERGES.index(ctx.merge), needs,
+                grad_y, x, channel_gate, gate, None if grad_pooled is None else grad_pooled[:, 0], grad_gate, weight,
+                MERGES.index(ctx.merge), needs,
             )  # fmt: skip
         return None, grads[0] if wants_x else None, grads[1] if wants_weight else None, grad_bias, None, None
 
 
 def _projection_by_formula(
-    x: Tensor, weight: Tensor, grad_pooled: Tensor | None, grad_logits: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    grad_x = grad_weight = None
-    if grad_logits is not None:
-        grad_x, grad_weight = reference_backward(
-            lambda x, weight: reference.projected(x, weight, None), [x, weight], grad_logits
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad_pooled: Tensor | None, grad_gate: Tensor | None
+) -> list[Tensor | None]:
+    grads: list[Tensor | None] = [None, None, None]
+    if grad_gate is not None:
+        grads = reference_backward(
+            lambda x, weight, bias: reference.projected(x, weight, bias).sigmoid(), [x, weight, bias], grad_gate
         )
     if grad_pooled is not None:
         (grad,) = reference_backward(lambda x: reference.pooled(x, ("avg",), "first"), [x], grad_pooled)
-        grad_x = grad if grad_x is None else grad_x if grad is None else grad_x + grad
-    return grad_x, grad_weight
+        grads[0] = grad if grads[0] is None else grads[0] if grad is None else grads[0] + grad
+    return grads
 
 
-class ConvolutionFunction(torch.autograd.Function):
-    """The convolution of the statistics, `reference.convolved`."""
+class LayersFunction(torch.autograd.Function):
+    """The fully connected layers of the channel gate, `reference.channel_gate`."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, backend: str, pooled: Tensor, *layers: Tensor | None) -> Tensor:
+        gate, hidden = operators.LAYERS.on[backend](pooled, *layers)
         ctx.backend = backend
-        ctx.save_for_backward(statistics, weight)
-        return operators.CONVOLUTION.on[backend](statistics, weight, bias)
+        ctx.save_for_backward(pooled, gate, hidden, *layers)
+        return gate
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensors:
-        statistics, weight = ctx.saved_tensors
-        wants_statistics, wants_weight, wants_bias = ctx.needs_input_grad[1:]
-        grad_bias = grad.sum().view(1) if wants_bias else None
+        pooled, gate, hidden, *layers = ctx.saved_tensors
         if differentiates_formula(grad):
-            grads = reference_backward(
-                lambda statistics, weight: reference.convolved(statistics, weight, None), [statistics, weight], grad
-            )
-            return None, *grads, grad_bias
+            return None, *reference_backward(reference.channel_gate, [pooled, *layers], grad)
+        wanted = ctx.needs_input_grad[1:]
+        reduce_weight, _, expand_weight, _ = layers
+        grads = operators.LAYERS_BACKWARD.on[ctx.backend](
+            grad, pooled, gate, hidden, reduce_weight, expand_weight, needs_bits(wanted)
+        )
+        return None, *(one if want else None for one, want in zip(grads, wanted, strict=True))
+
+
+class ConvolutionFunction(torch.autograd.Function):
+    """The convolution of the statistics, `reference.convolved`, or with `gated` the gate by it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, statistics: Tensor, weight: Tensor, bias: Tensor | None, mean_first: bool, gated: bool
+    ) -> Tensor:
+        result = operators.CONVOLUTION.on[backend](statistics, weight, bias, int(mean_first), int(gated))
+        ctx.backend, ctx.mean_first, ctx.gated = backend, mean_first, gated
+        ctx.save_for_backward(statistics, weight, bias, result if gated else None)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensors:
+        statistics, weight, bias, gate = ctx.saved_tensors
+        wants_statistics, wants_weight, wants_bias = ctx.needs_input_grad[1:4]
+        if differentiates_formula(grad):
+
+            def formula(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+                logits = reference.convolved(statistics, weight, bias, ctx.mean_first)
+                return logits.sigmoid() if ctx.gated else logits
+
+            return None, *reference_backward(formula, [statistics, weight, bias], grad), None, None
         grads = [None, None]
         if needs := needs_bits((wants_statistics, wants_weight)):
-            grads = operators.CONVOLUTION_BACKWARD.on[ctx.backend](grad, statistics, weight, needs)
-        return None, grads[0] if wants_statistics else None, grads[1] if wants_weight else None, grad_bias
+            grads = operators.CONVOLUTION_BACKWARD.on[ctx.backend](
+                grad, statistics, weight, gate, int(ctx.mean_first), needs
+            )
+        grad_bias = None
+        if wants_bias:
+            grad_bias = _through_sigmoid(grad, gate).sum().to(bias.dtype).view(1)
+        return None, grads[0] if wants_statistics else None, grads[1] if wants_weight else None, grad_bias, None, None
+
+
+def _through_sigmoid(grad: Tensor, gate: Tensor | None) -> Tensor:
+    """The gradient of logits, from that of their sigmoid `gate`, or of themselves."""
+    return grad if gate is None else torch.ops.aten.sigmoid_backward(grad, gate)

@@ -56,7 +56,11 @@ def _maximum(x: Tensor, dims: tuple[int, ...], ties: str) -> Tensor:
     """The maximum over adjacent dimensions, whose gradient goes to the first of equal ones or is shared by them."""
     if ties == "share":
         return x.amax(dims)
-    return x.flatten(dims[0], dims[-1]).max(dims[0]).values
+    # One dimension after the other finds the same element as all of them flattened, whose gradient inductor of PyTorch
+    # 2.10 computes wrong where a convolution follows.
+    for dim in reversed(dims):
+        x = x.max(dim).values
+    return x
 
 
 # The means and the maxima are the kernels'; the others, which nobody has been seen to use, are torch's everywhere.
@@ -132,32 +136,22 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, wide(weight), None if bias is None else wide(bias))
 
 
-def convolved(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[N, H, W] from [N, 2, H, W]; weight [2, k, k]"""
-    return F.conv2d(statistics, weight[None], bias, padding=weight.shape[-1] // 2)[:, 0]
+def convolved(statistics: Tensor, weight: Tensor, bias: Tensor | None, mean_first: bool) -> Tensor:
+    """[N, H, W] from [N, 2, H, W]; the planes of weight [1, 2, k, k] are those of the maxima and the means, or reversed."""
+    weight = wide(weight)
+    if mean_first:
+        weight = weight.flip(1)
+    bias = None if bias is None else wide(bias)
+    return F.conv2d(statistics, weight, bias, padding=weight.shape[-1] // 2)[:, 0]
 
 
-def spatial_gate(
-    statistics: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spatial_order: Sequence[str],
-    spatial_norm: Callable[[Tensor], Tensor] | None,
-    dtype: torch.dtype,
-    convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = convolved,
-) -> Tensor:
-    """gs [N, H, W] from [N, 2, H, W]: the convolution, the normalisation in the map's dtype, the sigmoid."""
-    weight = wide(weight)[0]
-    if spatial_order[0] == "mean":
-        weight = weight.flip(0)
-    logits = convolve(statistics, weight, None if bias is None else wide(bias))
-    if spatial_norm is not None:
-        given = logits[:, None].to(dtype)
-        normed = spatial_norm(given)
-        if isinstance(given, Tensor):  # and no tracer's proxy of one
-            _checks.same_shape("cbam", "spatial_norm", normed, given)
-        logits = normed[:, 0].to(logits.dtype)
-    return logits.sigmoid()
+def normalised(logits: Tensor, norm: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """The logits [N, H, W] by a normalisation, in the map's dtype."""
+    given = logits[:, None].to(dtype)
+    normed = norm(given)
+    if isinstance(given, Tensor):  # and no tracer's proxy of one
+        _checks.same_shape("cbam", "spatial_norm", normed, given)
+    return normed[:, 0].to(logits.dtype)
 
 
 # ---- the ops, of arguments that have been checked
@@ -184,7 +178,8 @@ def attended(
         by_channel = channel_gate(pooled(x, pool_types, ties), *layers)
     if spatial_weight is not None:
         found = statistics(x, by_channel, ties)
-        by_pixel = spatial_gate(found, spatial_weight, spatial_bias, spatial_order, spatial_norm, x.dtype)
+        logits = convolved(found, spatial_weight, spatial_bias, spatial_order[0] == "mean")
+        by_pixel = (logits if spatial_norm is None else normalised(logits, spatial_norm, x.dtype)).sigmoid()
     return scaled(x, by_channel, by_pixel, "product", skip)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,14 @@ from .._autograd import distinct, needs_grad
 from .._op import Op
 from . import operators, reference
 from .checks import check_cbam, check_scse
-from .functions import ConvolutionFunction, PoolFunction, ProjectFunction, ScaleFunction, StatisticsFunction
+from .functions import (
+    ConvolutionFunction,
+    LayersFunction,
+    PoolFunction,
+    ProjectFunction,
+    ScaleFunction,
+    StatisticsFunction,
+)
 from .operators import MERGES, TIES
 
 # Beyond it float32, in which the kernels number pixels and channels, does not hold all numbers.
@@ -33,6 +40,8 @@ class _GateOp(Op):
             return "where x has no channels or pixels"
         if max(channels, height * width) > _MOST_NUMBERED:
             return f"where x has more than {_MOST_NUMBERED} channels or pixels"
+        if inputs[1] is not None and not inputs[1].numel():
+            return "where reduce_weight is empty"
         return super().only_formula(inputs, options)
 
     def run(self, backend: str, inputs: tuple, options: tuple) -> Tensor:
@@ -45,9 +54,11 @@ class _GateOp(Op):
         raise NotImplementedError
 
 
-def _pools(pool_types: Sequence[str], ties: str) -> int:
+def _pools(pool_types: Sequence[str], ties: str, recorded: bool) -> int:
     if "max" not in pool_types:
         return operators.MEANS
+    if not recorded:
+        return operators.MEANS_AND_UNMARKED_MAXIMA
     return operators.MEANS_AND_SHARED_MAXIMA if ties == "share" else operators.MEANS_AND_MAXIMA
 
 
@@ -56,7 +67,10 @@ def _all_pools(x: Tensor, pooled: Tensor, pool_types: Sequence[str]) -> Tensor:
     if "avg" not in pool_types:
         pooled = pooled[:, 1:]
     others = [name for name in pool_types if name not in ("avg", "max")]
-    return torch.cat([pooled, reference.pooled(x, others, "first")], 1) if others else pooled
+    if not others:
+        return pooled
+    with without_autocast(x):
+        return torch.cat([pooled, reference.pooled(x, others, "first")], 1)
 
 
 class _Cbam(_GateOp):
@@ -64,7 +78,7 @@ class _Cbam(_GateOp):
         x, *layers, spatial_weight, spatial_bias = inputs
         pool_types, spatial_order, spatial_norm, ties, skip = options
         recorded = torch.is_grad_enabled() and (spatial_norm is not None or needs_grad(*inputs))
-        pools = _pools(pool_types, ties)
+        pools = _pools(pool_types, ties, recorded)
         by_channel = by_pixel = None
         slots: tuple[Tensor | None, ...] = ()
         if recorded:
@@ -74,26 +88,41 @@ class _Cbam(_GateOp):
                 pooled, *slots = PoolFunction.apply(backend, x, pools, ties, skip, spatial_weight is not None)
             else:
                 pooled, _, _ = operators.POOL.on[backend](x, None, None, pools)
-            with without_autocast(x):
-                by_channel = reference.channel_gate(_all_pools(x, pooled, pool_types), *layers)
+            by_channel = _channel_gate(backend, _all_pools(x, pooled, pool_types), layers)
         if spatial_weight is not None:
             if recorded:
                 found, grad_y, grad_gate = StatisticsFunction.apply(backend, x, by_channel, ties, skip, *slots)
                 slots = (grad_y, None, grad_gate)
             else:
-                found, _ = operators.STATISTICS.on[backend](x, by_channel, TIES.index(ties))
+                found, _ = operators.STATISTICS.on[backend](x, by_channel, operators.UNMARKED)
 
-            def convolve(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-                if needs_grad(statistics, weight, bias):
-                    return ConvolutionFunction.apply(backend, statistics, weight, bias)
-                return operators.CONVOLUTION.on[backend](statistics, weight, bias)
-
-            by_pixel = reference.spatial_gate(
-                found, spatial_weight, spatial_bias, spatial_order, spatial_norm, x.dtype, convolve
-            )
+            by_pixel = _spatial_gate(backend, found, spatial_weight, spatial_bias, spatial_order, spatial_norm, x.dtype)
         elif recorded:
             slots = (*slots[:2], None)
         return _scaled(backend, x, by_channel, by_pixel, "product", skip, slots)
+
+
+def _channel_gate(backend: str, pooled: Tensor, layers: Sequence[Tensor | None]) -> Tensor:
+    if needs_grad(pooled, *layers):
+        return LayersFunction.apply(backend, pooled, *layers)
+    return operators.LAYERS.on[backend](pooled, *layers)[0]
+
+
+def _spatial_gate(
+    backend: str,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    order: Sequence[str],
+    norm: Callable[[Tensor], Tensor] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    mean_first, gated = order[0] == "mean", norm is None
+    if needs_grad(statistics, weight, bias):
+        found = ConvolutionFunction.apply(backend, statistics, weight, bias, mean_first, gated)
+    else:
+        found = operators.CONVOLUTION.on[backend](statistics, weight, bias, int(mean_first), int(gated))
+    return found if gated else reference.normalised(found, norm, dtype).sigmoid()
 
 
 def _scaled(
@@ -119,17 +148,16 @@ class _Scse(_GateOp):
         slots: tuple[Tensor | None, ...] = ()
         by_channel = pooled = None
         if needs_grad(*inputs):
-            logits, grad_y, grad_gate, *others = ProjectFunction.apply(
+            by_pixel, grad_y, grad_gate, *others = ProjectFunction.apply(
                 backend, *distinct(x, weight, bias), pools, merge
             )
             pooled, grad_channel_gate = others or (None, None)
             slots = grad_y, grad_channel_gate, grad_gate
         else:
-            pooled, _, logits = operators.POOL.on[backend](x, weight, bias, pools)
+            pooled, _, by_pixel = operators.POOL.on[backend](x, weight, bias, pools)
         if layers[2] is not None:
-            with without_autocast(x):
-                by_channel = reference.channel_gate(pooled, *layers)
-        return _scaled(backend, x, by_channel, logits.sigmoid(), merge, False, slots)
+            by_channel = _channel_gate(backend, pooled, layers)
+        return _scaled(backend, x, by_channel, by_pixel, merge, False, slots)
 
 
 def _layers(device: str, channels: int) -> tuple[Any, ...]:

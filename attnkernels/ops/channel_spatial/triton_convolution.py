@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._triton import Launch, aligned, ceil_div, on_device_of, wide
+from .._triton_gate import contiguous
 from . import triton_convolution_kernels as kernels
 from .operators import NEEDS_WEIGHT, NEEDS_X
 
@@ -26,29 +27,31 @@ class _Call(NamedTuple):
     height: int
     width: int
     taps: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the weight; it decides the dtype of the statistics
     device: int | None
-    bias: bool
+    mean_first: bool
+    given: tuple[bool, ...]  # which of the optional tensors there are
     aligned: bool
 
     @classmethod
-    def of(cls, statistics: Tensor, weight: Tensor, *others: Tensor | None) -> _Call:
+    def of(cls, statistics: Tensor, weight: Tensor, mean_first: int, *others: Tensor | None) -> _Call:
         samples, _, height, width = statistics.shape
-        is_aligned = aligned(statistics, weight, *others)
-        bias = others[0] is not None
-        return cls(samples, height, width, weight.shape[1], statistics.dtype, statistics.device.index, bias, is_aligned)
+        return cls(
+            samples, height, width, weight.shape[3], weight.dtype, statistics.device.index, bool(mean_first),
+            tuple(tensor is not None for tensor in others), aligned(statistics, weight, *others),
+        )  # fmt: skip
 
-    def convolution(self, planes: int, results: int) -> Launch:
+    def convolution(self, planes: int, results: int, gated: bool) -> Launch:
         grid = self.samples * ceil_div(self.height * self.width, _PIXELS), results
         return Launch(
-            kernels.channel_spatial_convolve, grid, keep=self.aligned,
-            PLANES=planes, RESULTS=results, REVERSED=planes == 1, BLOCK=_PIXELS,
+            kernels.channel_spatial_convolve, grid, keep=self.aligned, PLANES=planes, RESULTS=results,
+            REVERSED=planes == 1, MEAN_FIRST=self.mean_first, GATED=gated, BLOCK=_PIXELS,
         )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan_forward(call: _Call) -> Launch:
-    return call.convolution(2, 1)
+def _plan_forward(call: _Call, gated: bool) -> Launch:
+    return call.convolution(2, 1, gated)
 
 
 class _Backward(NamedTuple):
@@ -67,45 +70,47 @@ def _plan_backward(call: _Call) -> _Backward:
     weights = 2 * call.taps**2
     parts = Launch(
         kernels.channel_spatial_weight_parts, (weights, chunks), keep=call.aligned,
-        WIDE=wide(call.samples, call.height * call.width), BLOCK=_PIXELS_OF_WEIGHT,
+        MEAN_FIRST=call.mean_first, WIDE=wide(call.samples, call.height * call.width), BLOCK=_PIXELS_OF_WEIGHT,
     )  # fmt: skip
     weight = Launch(
         kernels.channel_spatial_weight_grad, (ceil_div(weights, _WEIGHTS),), keep=call.aligned, BLOCK=_WEIGHTS
     )
-    return _Backward(call.convolution(1, 2), chunks, steps, parts, weight)
+    return _Backward(call.convolution(1, 2, False), chunks, steps, parts, weight)
 
 
-def channel_spatial_convolution(statistics: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The operator `channel_spatial_convolution` (operators.py has its schema)."""
+def channel_spatial_convolution(
+    statistics: Tensor, weight: Tensor, bias: Tensor | None, mean_first: int, gate: int
+) -> Tensor:
+    """The operator `channel_spatial_convolution` (operators.py has its schema): logits or, with `gate`, gates."""
     statistics, weight = statistics.contiguous(), weight.contiguous()
     samples, _, height, width = statistics.shape
-    logits = statistics.new_empty((samples, height, width))
+    result = statistics.new_empty((samples, height, width))
     with on_device_of(statistics):
-        convolve = _plan_forward(_Call.of(statistics, weight, bias))
-        convolve(statistics, weight, bias, logits, height, width, weight.shape[1])
-    return logits
+        convolve = _plan_forward(_Call.of(statistics, weight, mean_first, bias), bool(gate))
+        convolve(statistics, None, weight, bias, result, height, width, weight.shape[3])
+    return result
 
 
 def channel_spatial_convolution_backward(
-    grad_logits: Tensor, statistics: Tensor, weight: Tensor, needs: int
+    grad: Tensor, statistics: Tensor, weight: Tensor, gate: Tensor | None, mean_first: int, needs: int
 ) -> tuple[Tensor, Tensor]:
     """The operator `channel_spatial_convolution_backward`; `needs` is a sum of the NEEDS_ bits."""
-    grad, statistics, weight = grad_logits.contiguous(), statistics.contiguous(), weight.contiguous()
+    grad, statistics, weight, gate = map(contiguous, (grad, statistics, weight, gate))
     samples, _, height, width = statistics.shape
-    taps = weight.shape[1]
-    plan = _plan_backward(_Call.of(statistics, weight, grad))
+    taps = weight.shape[3]
+    plan = _plan_backward(_Call.of(statistics, weight, mean_first, grad, gate))
     grad_statistics = torch.empty_like(statistics) if needs & NEEDS_X else statistics.new_empty(0)
     if not needs & NEEDS_WEIGHT:
-        grad_weight = statistics.new_empty(0)
+        grad_weight = weight.new_empty(0)
     elif plan.chunks:
-        grad_weight = torch.empty_like(weight)
+        grad_weight = weight.new_empty(weight.shape)
     else:
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = weight.new_zeros(weight.shape)
     with on_device_of(statistics):
         if needs & NEEDS_X:
-            plan.statistics(grad, weight, None, grad_statistics, height, width, taps)
+            plan.statistics(grad, gate, weight, None, grad_statistics, height, width, taps)
         if needs & NEEDS_WEIGHT and plan.chunks:
             parts = statistics.new_empty((plan.chunks, weight.numel()))
-            plan.parts(grad, statistics, parts, samples, height, width, taps, plan.steps)
+            plan.parts(grad, gate, statistics, parts, samples, height, width, taps, plan.steps)
             plan.weight(parts, grad_weight, weight.numel(), plan.chunks)
     return grad_statistics, grad_weight

@@ -25,16 +25,20 @@ from .operators import (
     NEEDS_SPATIAL,
     NEEDS_WEIGHT,
     NEEDS_X,
+    TIES,
+    UNMARKED,
 )
 from .triton_convolution import channel_spatial_convolution as channel_spatial_convolution
 from .triton_convolution import channel_spatial_convolution_backward as channel_spatial_convolution_backward
+from .triton_layers import channel_spatial_layers as channel_spatial_layers
+from .triton_layers import channel_spatial_layers_backward as channel_spatial_layers_backward
 
 _PRODUCT, _MAX = MERGES.index("product"), MERGES.index("max")
 _PLANES = torch.contiguous_format
 # The optional tensors of `channel_spatial_grads`, in the order of its arguments.
 _GIVEN = (
     "channel_gate", "spatial_gate", "grad_statistics", "statistics", "marks", "grad_pooled", "pooled", "pool_marks",
-    "grad_logits", "weight",
+    "grad_spatial_gate", "weight",
 )  # fmt: skip
 # Values of a tile. Three tiles of accumulators, or two maps and the numbers of each pixel, leave room for no more.
 _VALUES = 2048
@@ -96,14 +100,15 @@ def _pass(
 
 @functools.lru_cache(maxsize=4096)
 def _finishing(
-    count: int, parts: int, rows: int, sums: int, marks: bool, share: bool, dtypes: tuple, device: int | None
-) -> Launch:
+    count: int, parts: int, rows: int, sums: int, gated: bool, marks: bool, share: bool, dtypes: tuple,
+    device: int | None,
+) -> Launch:  # fmt: skip
     """The plan of `_finish` for results of `count` numbers a row; all its tensors are new, so aligned."""
     block_parts = power_of_2(parts, _FINISH_PARTS)
     block = power_of_2(count, _FINISH_VALUES // block_parts)
     return Launch(
-        kernels.channel_spatial_finish, (ceil_div(count, block),), ROWS=rows, SUMS=sums, MAXIMA=1 - sums, SHARE=share,
-        BLOCK_PARTS=block_parts, BLOCK=block,
+        kernels.channel_spatial_finish, (ceil_div(count, block),), ROWS=rows, SUMS=sums, MAXIMA=1 - sums if rows == 2 else -1,
+        GATED=gated, SHARE=share, BLOCK_PARTS=block_parts, BLOCK=block,
     )  # fmt: skip
 
 
@@ -114,14 +119,16 @@ def _parts(result: Tensor | None, count: int) -> Tensor | None:
 
 def _finish(
     parts: Tensor | None, result: Tensor | None, part_marks: Tensor | None = None, marks: Tensor | None = None,
-    rows: int = 1, sums: int = 0, share: bool = False,
+    rows: int = 1, sums: int = 0, gated: bool = False, share: bool = False,
 ) -> None:  # fmt: skip
-    """Put parts [K, N, ...] together, of which row `sums` holds sums and, with marks, the other one maxima."""
+    """Put parts [K, N, ...] together, of which row `sums` holds sums, to be made gates if they are `gated`, and the
+    other one of two maxima."""
     if parts is None or parts is result:
         return
     count, samples, length = parts.shape[0], parts.shape[1], math.prod(parts.shape[2:]) // rows
     dtypes = parts.dtype, result.dtype
-    launch = _finishing(samples * length, count, rows, sums, marks is not None, share, dtypes, parts.device.index)
+    device = parts.device.index
+    launch = _finishing(samples * length, count, rows, sums, gated, marks is not None, share, dtypes, device)
     launch(parts, part_marks, result, marks, samples, length, count)
 
 
@@ -137,41 +144,43 @@ def _or_empty(x: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
 def channel_spatial_pool(
     x: Tensor, spatial_weight: Tensor | None, spatial_bias: Tensor | None, pools: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator `channel_spatial_pool` (operators.py has its schema): means and maxima, marks, logits."""
+    """The operator `channel_spatial_pool` (operators.py has its schema): means and maxima, marks, gate."""
     x, layout = dense(x)
     spatial_weight = contiguous(spatial_weight)
     samples, channels, height, width = x.shape
     rows = min(pools, MEANS_AND_MAXIMA)
     pooled = _numbers(x, samples, rows, channels)
-    marks = _numbers(x, samples, channels, wanted=pools >= MEANS_AND_MAXIMA)
-    logits = _numbers(x, samples, height, width, wanted=spatial_weight is not None)
-    call = Call.of(x, layout, spatial_weight, spatial_bias, pooled if rows else None, marks, logits)
-    along_channels = logits is not None and not (rows and call.channels_last)
+    marks = _numbers(x, samples, channels, wanted=pools in (MEANS_AND_MAXIMA, MEANS_AND_SHARED_MAXIMA))
+    gate = _numbers(x, samples, height, width, wanted=spatial_weight is not None)
+    call = Call.of(x, layout, spatial_weight, spatial_bias, pooled if rows else None, marks, gate)
+    along_channels = gate is not None and not (rows and call.channels_last)
     share = pools == MEANS_AND_SHARED_MAXIMA
-    plan = _pass(kernels.channel_spatial_pool, call, along_channels, True, False, SHARE=share)
+    plan = _pass(kernels.channel_spatial_pool, call, along_channels, True, False, MAXIMA=rows == 2, SHARE=share)
     pooled_parts, marks_parts = _parts(pooled if rows else None, plan.over_pixels), _parts(marks, plan.over_pixels)
-    logits_parts = _parts(logits, plan.over_channels)
+    gate_parts = _parts(gate, plan.over_channels)
     with on_device_of(x):
-        plan(x, spatial_weight, spatial_bias, pooled_parts, marks_parts, logits_parts)
+        plan(x, spatial_weight, spatial_bias, pooled_parts, marks_parts, gate_parts)
         _finish(pooled_parts, pooled, marks_parts, marks, rows=rows, share=share)
-        _finish(logits_parts, logits)
-    return _or_empty(x, pooled, marks, logits)
+        _finish(gate_parts, gate, gated=True)
+    return _or_empty(x, pooled, marks, gate)
 
 
-def channel_spatial_statistics(x: Tensor, channel_gate: Tensor | None, share: int) -> tuple[Tensor, Tensor]:
+def channel_spatial_statistics(x: Tensor, channel_gate: Tensor | None, ties: int) -> tuple[Tensor, Tensor]:
     """The operator `channel_spatial_statistics`: maxima and means over the channels, and marks."""
     x, layout = dense(x)
     channel_gate = contiguous(channel_gate)
     samples, _, height, width = x.shape
-    statistics, marks = _numbers(x, samples, 2, height, width), _numbers(x, samples, height, width)
-    call = Call.of(x, layout, channel_gate)
+    statistics = _numbers(x, samples, 2, height, width)
+    marks = _numbers(x, samples, height, width, wanted=ties != UNMARKED)
+    share = ties == TIES.index("share")
+    call = Call.of(x, layout, channel_gate, marks)
     last_first = channel_gate is not None  # after a pool
-    plan = _pass(kernels.channel_spatial_statistics, call, True, True, last_first, SHARE=bool(share))
+    plan = _pass(kernels.channel_spatial_statistics, call, True, True, last_first, SHARE=share)
     statistics_parts, marks_parts = _parts(statistics, plan.over_channels), _parts(marks, plan.over_channels)
     with on_device_of(x):
         plan(x, channel_gate, statistics_parts, marks_parts)
-        _finish(statistics_parts, statistics, marks_parts, marks, rows=2, sums=1, share=bool(share))
-    return statistics, marks
+        _finish(statistics_parts, statistics, marks_parts, marks, rows=2, sums=1, share=share)
+    return _or_empty(x, statistics, marks)
 
 
 def channel_spatial_scale(
@@ -281,7 +290,7 @@ def channel_spatial_grad_x(
 
 def channel_spatial_grad_concurrent(
     grad_y: Tensor, x: Tensor, channel_gate: Tensor | None, spatial_gate: Tensor, grad_means: Tensor | None,
-    grad_logits: Tensor, spatial_weight: Tensor, merge: int, needs: int,
+    grad_spatial_gate: Tensor, spatial_weight: Tensor, merge: int, needs: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The operator `channel_spatial_grad_concurrent`; `needs` is a sum of NEEDS_X and NEEDS_WEIGHT."""
     x, layout = dense(x)
@@ -294,6 +303,6 @@ def channel_spatial_grad_concurrent(
             grad_y, x, layout, layout is _PLANES, True, results, merge=merge,
             read_x=bool(needs & NEEDS_WEIGHT) or merge == _MAX,
             channel_gate=channel_gate, spatial_gate=spatial_gate,
-            grad_pooled=grad_means, grad_logits=grad_logits, weight=spatial_weight,
+            grad_pooled=grad_means, grad_spatial_gate=grad_spatial_gate, weight=spatial_weight,
         )  # fmt: skip
     return grad_x, grad_weight

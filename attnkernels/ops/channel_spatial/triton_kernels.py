@@ -17,11 +17,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, tile_of
+from .._triton import divisible, sigmoid, tile_of
 from .operators import MERGES
 
 _PRODUCT, _ADD = tl.constexpr(MERGES.index("product")), tl.constexpr(MERGES.index("add"))
 _INTEGERS = ["samples", "channels", "pixels", "chunks", "steps"]
+
+
+@triton.jit
+def _channel_tiles(channels, steps, WALKS_CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """Programs that share the channels of the same pixels."""
+    return tl.cdiv(channels, BLOCK_CHANNELS * steps if WALKS_CHANNELS else BLOCK_CHANNELS)
 
 
 @triton.jit
@@ -31,7 +37,7 @@ def _place(
 ):  # fmt: skip
     """This program's sample, its place i along the channels and j along the pixels, and the channels and pixels of its
     first tile, of a grid (N * tiles * chunks)."""
-    tiles = tl.cdiv(channels, BLOCK_CHANNELS * steps if WALKS_CHANNELS else BLOCK_CHANNELS)
+    tiles = _channel_tiles(channels, steps, WALKS_CHANNELS, BLOCK_CHANNELS)
     program = tl.program_id(0)
     if LAST_FIRST:
         program = tl.num_programs(0) - 1 - program
@@ -73,7 +79,9 @@ def _load_row(ptr, row, i, length, OTHER: tl.constexpr, accumulation: tl.constex
 
 @triton.jit
 def _store_row(ptr, row, i, length, value):
-    tl.store(ptr + row * length + i, value, mask=i < length)
+    """ptr[row, i] = value, where there is a ptr: what makes values that are not stored is not compiled."""
+    if ptr is not None:
+        tl.store(ptr + row * length + i, value, mask=i < length)
 
 
 @triton.jit
@@ -136,22 +144,31 @@ def _sides(grad, a, b, MERGE: tl.constexpr):
         return tl.where(a < b, 0, grad), tl.where(a > b, 0, grad)
 
 
-# a[n, c] = sum_p x / P, A[n, c] = max_p x, t[n, p] = sum_c w[c] x + b                        grid (N * tiles * chunks)
+@triton.jit
+def _gate_of(logit, parts):
+    """The gate or, if this is one of several parts of a logit, that part: `channel_spatial_finish` makes the gate."""
+    if parts == 1:
+        logit = sigmoid(logit)
+    return logit
+
+
+# a[n, c] = sum_p x / P, A[n, c] = max_p x, gs[n, p] = sigmoid(sum_c w[c] x + b)              grid (N * tiles * chunks)
 @triton.jit(do_not_specialize=_INTEGERS)
 def channel_spatial_pool(
-    x_ptr, weight_ptr, bias_ptr, pooled_ptr, marks_ptr, logits_ptr, samples, channels, pixels, chunks, steps,
-    SHARE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr, LAST_FIRST: tl.constexpr, WALKS_CHANNELS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, pooled_ptr, marks_ptr, gate_ptr, samples, channels, pixels, chunks, steps,
+    MAXIMA: tl.constexpr, SHARE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr, PIXEL_MULTIPLE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, LAST_FIRST: tl.constexpr, WALKS_CHANNELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
     accumulation: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    ROWS: tl.constexpr = 1 if marks_ptr is None else 2
+    ROWS: tl.constexpr = 2 if MAXIMA else 1
     channels = divisible(channels, CHANNEL_MULTIPLE)
     pixels = divisible(pixels, PIXEL_MULTIPLE)
     sample, i, j, channel, pixel = _place(
         channels, chunks, steps, LAST_FIRST, WALKS_CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS
     )
     channel_row, pixel_row = j * samples + sample, i * samples + sample
+    parts = _channel_tiles(channels, steps, WALKS_CHANNELS, BLOCK_CHANNELS)
     bias = 0.0
     if bias_ptr is not None:
         bias = tl.where(i == 0, tl.load(bias_ptr).to(accumulation), 0)
@@ -170,21 +187,21 @@ def channel_spatial_pool(
             total += x * weight[:, None]
             if pooled_ptr is not None:
                 _store_row(pooled_ptr, channel_row * ROWS, channel, channels, tl.sum(x, 1) / pixels)
-            if marks_ptr is not None:
+            if MAXIMA:
                 found, mark = _maximum(below, mark, 1, SHARE)
                 _store_row(pooled_ptr, channel_row * ROWS + 1, channel, channels, found)
                 _store_row(marks_ptr, channel_row, channel, channels, mark)
         else:
             total += x
             best, best_mark = _larger(below, mark, best, best_mark, SHARE)
-            if logits_ptr is not None:
-                _store_row(logits_ptr, pixel_row, pixel, pixels, tl.sum(x * weight[:, None], 0) + bias)
+            if gate_ptr is not None:
+                _store_row(gate_ptr, pixel_row, pixel, pixels, _gate_of(tl.sum(x * weight[:, None], 0) + bias, parts))
     if WALKS_CHANNELS:
-        _store_row(logits_ptr, pixel_row, pixel, pixels, tl.sum(total, 0) + bias)
+        _store_row(gate_ptr, pixel_row, pixel, pixels, _gate_of(tl.sum(total, 0) + bias, parts))
     else:
         if pooled_ptr is not None:
             _store_row(pooled_ptr, channel_row * ROWS, channel, channels, tl.sum(total, 1) / pixels)
-        if marks_ptr is not None:
+        if MAXIMA:
             found, mark = _maximum(best, best_mark, 1, SHARE)
             _store_row(pooled_ptr, channel_row * ROWS + 1, channel, channels, found)
             _store_row(marks_ptr, channel_row, channel, channels, mark)
@@ -222,11 +239,12 @@ def channel_spatial_statistics(
     _store_row(marks_ptr, row, pixel, pixels, mark)
 
 
-# out[n, r, i] = sum_k parts[k, n, r, i] in row r = SUMS; max_k in row r = MAXIMA, and its mark    grid (tiles of N * I)
+# out[n, r, i] = sum_k parts[k, n, r, i] in row r = SUMS, or its sigmoid, GATED; max_k in row r = MAXIMA (-1: none), and
+# its mark # grid (tiles of N * I)
 @triton.jit(do_not_specialize=["samples", "length", "parts"])
 def channel_spatial_finish(
     parts_ptr, part_marks_ptr, out_ptr, marks_ptr, samples, length, parts, ROWS: tl.constexpr, SUMS: tl.constexpr,
-    MAXIMA: tl.constexpr, SHARE: tl.constexpr, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    MAXIMA: tl.constexpr, GATED: tl.constexpr, SHARE: tl.constexpr, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     accumulation: tl.constexpr = parts_ptr.dtype.element_ty
     count = tl.cast(samples, tl.int64) * length
@@ -241,16 +259,21 @@ def channel_spatial_finish(
         origin = (first + part)[:, None] * count
         here = parts_ptr + origin * ROWS + row[None, :]
         total += tl.load(here + SUMS * length, mask=mask, other=0)
-        if part_marks_ptr is not None:
+        if MAXIMA >= 0:
             value = tl.load(here + MAXIMA * length, mask=mask, other=-float("inf"))
-            mark = tl.load(part_marks_ptr + origin + at[None, :], mask=mask, other=0)
+            mark = best_mark
+            if part_marks_ptr is not None:
+                mark = tl.load(part_marks_ptr + origin + at[None, :], mask=mask, other=0)
             best, best_mark = _larger(value, mark, best, best_mark, SHARE)
-    result = tl.sum(total, 0).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row + SUMS * length, result, mask=in_count)
-    if part_marks_ptr is not None:
+    result = tl.sum(total, 0)
+    if GATED:
+        result = sigmoid(result)
+    tl.store(out_ptr + row + SUMS * length, result.to(out_ptr.dtype.element_ty), mask=in_count)
+    if MAXIMA >= 0:
         found, mark = _maximum(best, best_mark, 0, SHARE)
         tl.store(out_ptr + row + MAXIMA * length, found, mask=in_count)
-        tl.store(marks_ptr + at, mark, mask=in_count)
+        if marks_ptr is not None:
+            tl.store(marks_ptr + at, mark, mask=in_count)
 
 
 # y = x gc gs, x gc + x gs or max(x gc, x gs), and + x with SKIP; no gate is 1                 grid (N * tiles * chunks)
@@ -292,16 +315,16 @@ def channel_spatial_scale(
 
 @triton.jit
 def _numbers_of_pixels(
-    spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel, channels, pixels,
+    spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_gate_ptr, sample, pixel, channels, pixels,
     SHARE: tl.constexpr, accumulation: tl.constexpr,
 ):  # fmt: skip
-    """What a gradient takes of each pixel: gs, dm / C, key and gradient of M, and dt."""
+    """What a gradient takes of each pixel: gs, dm / C, key and gradient of M, and dt = dgs gs (1 - gs)."""
     gate = _load_row(spatial_gate_ptr, sample, pixel, pixels, 1, accumulation)
     mean = _load_row(grad_statistics_ptr, 2 * sample + 1, pixel, pixels, 0, accumulation) / channels
     key, grad = _maximum_grad(
         grad_statistics_ptr, statistics_ptr, marks_ptr, 2 * sample, sample, pixel, pixels, SHARE, accumulation
     )
-    grad_logit = _load_row(grad_logits_ptr, sample, pixel, pixels, 0, accumulation)
+    grad_logit = _load_row(grad_gate_ptr, sample, pixel, pixels, 0, accumulation) * gate * (1 - gate)
     return gate[None, :], mean[None, :], key[None, :], grad[None, :], grad_logit[None, :]
 
 
@@ -323,12 +346,13 @@ def _numbers_of_channels(
 
 # MERGE product: dz = dy gs + dm / C + dM [c in M], dx = dz gc, dgc[n, c] = sum_p x dz, dgs[n, p] = sum_c dy x gc
 # others: dx = dy (gc u + gs v), dgc = sum_p dy x u, dgs = sum_c dy x v
-# and dx + da / P + dA [p in A] + dt w, + dy with SKIP; where dt is given, dw[n, c] = sum_p dt x in dgc's place
+# and dx + da / P + dA [p in A] + dt w, + dy with SKIP; where grad_gate (dgs of dt) is given, dw[n, c] = sum_p dt x in
+# dgc's place
 # Each result where it has a ptr; a gate that is not there is 1.                               grid (N * tiles * chunks)
 @triton.jit(do_not_specialize=_INTEGERS)
 def channel_spatial_grads(
     grad_y_ptr, x_ptr, channel_gate_ptr, spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr,
-    grad_pooled_ptr, pooled_ptr, pool_marks_ptr, grad_logits_ptr, weight_ptr,
+    grad_pooled_ptr, pooled_ptr, pool_marks_ptr, grad_gate_ptr, weight_ptr,
     grad_x_ptr, grad_channel_ptr, grad_spatial_ptr, samples, channels, pixels, chunks, steps,
     MERGE: tl.constexpr, SKIP: tl.constexpr, SHARE: tl.constexpr, CHANNEL_MULTIPLE: tl.constexpr,
     PIXEL_MULTIPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, LAST_FIRST: tl.constexpr,
@@ -347,7 +371,7 @@ def channel_spatial_grads(
         SHARE, accumulation,
     )  # fmt: skip
     spatial_gate, mean, key, maximum, grad_logit = _numbers_of_pixels(
-        spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel, channels,
+        spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_gate_ptr, sample, pixel, channels,
         pixels, SHARE, accumulation,
     )  # fmt: skip
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_PIXELS], accumulation)
@@ -362,7 +386,7 @@ def channel_spatial_grads(
             )  # fmt: skip
         else:
             spatial_gate, mean, key, maximum, grad_logit = _numbers_of_pixels(
-                spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_logits_ptr, sample, pixel,
+                spatial_gate_ptr, grad_statistics_ptr, statistics_ptr, marks_ptr, grad_gate_ptr, sample, pixel,
                 channels, pixels, SHARE, accumulation,
             )  # fmt: skip
         grad_y = tl.load(grad_y_ptr + origin + at, mask=mask, other=0).to(accumulation)
@@ -379,14 +403,14 @@ def channel_spatial_grads(
             to_channel, to_pixel = _sides(grad_y * x, a, b, MERGE)
             grad_a, grad_b = _sides(grad_y, a, b, MERGE)
             grad_x = grad_a * channel_gate + grad_b * spatial_gate
-        if grad_logits_ptr is not None:
+        if grad_gate_ptr is not None:
             to_channel = grad_logit * x
         if grad_x_ptr is not None:
             if grad_pooled_ptr is not None:
                 grad_x += pool_mean
             if pool_marks_ptr is not None:
                 grad_x += _marked(x, pixel[None, :], pool_key, pool_maximum, SHARE)
-            if grad_logits_ptr is not None:
+            if grad_gate_ptr is not None:
                 grad_x += grad_logit * weight
             if SKIP:
                 grad_x += grad_y

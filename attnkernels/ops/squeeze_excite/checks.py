@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .. import _checks, _fully_connected
+from .._fully_connected import ACTIVATIONS
 from .._gate import GATES, OUTPUT_ACTIVATIONS
 
 OP = "squeeze_excite"
-ACTIVATIONS = ("relu", "silu")
 
 
 def check(

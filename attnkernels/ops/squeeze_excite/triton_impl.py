@@ -16,18 +16,12 @@ from torch import Tensor
 
 from .._layout import dense
 from .._registry import accumulation_dtype
-from .._triton import Launch, ceil_div, multiple, on_device_of, power_of_2
+from .._triton import Launch, multiple, on_device_of, power_of_2
 from .._triton_gate import GateCall, Passes, contiguous
+from .._triton_layers import IDENTITY, PRODUCT_BLOCK, PRODUCT_TERMS, PRODUCTS, layer_blocks, product_tiles
 from . import triton_kernels as kernels
 from .schema import NEEDS_RESIDUAL, NEEDS_WEIGHTS, NEEDS_X, saved_columns
 
-# Products a program of a fully connected layer holds: 32 for each of its 128 threads.
-_PRODUCTS = 4096
-# Samples that share one read of a weight. More would leave too few products for the reduction.
-_SAMPLES = 4
-# Rows and columns of a tile of weight gradients, 8 a thread, and the samples that it sums per step: 16 is the least
-# that a matrix product takes, and 32 doubled the registers.
-_BLOCK, _BLOCK_TERMS = 32, 16
 # Weights that an H100's L2 cache delivers during one kernel launch, about 2 us at 4-5 TB/s: reading no more than these
 # again is cheaper than launching the gates' own kernel.
 _BYTES_PER_LAUNCH = 8 << 20
@@ -42,7 +36,7 @@ class Call(NamedTuple):
 
     @property
     def hidden_activation(self) -> int:
-        return kernels.IDENTITY if self.hidden is None else self.activation
+        return IDENTITY if self.hidden is None else self.activation
 
     @property
     def hidden_column(self) -> int:
@@ -69,21 +63,8 @@ class Backward(NamedTuple):
     weight_grads: Launch
 
 
-def _layer_blocks(samples: int, outputs: int, terms: int) -> tuple[int, int, int, tuple[int]]:
-    """Blocks of samples, outputs and terms of a fully connected layer, and the grid.
-
-    Up to 4 samples share a weight, then as many terms as there are, up to 1024 products, so that few rounds of loads
-    follow each other; what is left of the 4096 products is outputs.
-    """
-    block_samples = power_of_2(samples, _SAMPLES)
-    block_terms = power_of_2(terms, _PRODUCTS // 4 // block_samples)
-    block_outputs = power_of_2(outputs, _PRODUCTS // (block_samples * block_terms))
-    grid = (ceil_div(samples, block_samples) * max(1, ceil_div(outputs, block_outputs)),)
-    return block_samples, block_outputs, block_terms, grid
-
-
 def _layer(call: Call, outputs: int, inputs: int, activation: int, gated: bool) -> Launch:
-    block_samples, block_outputs, block_inputs, grid = _layer_blocks(call.over.samples, outputs, inputs)
+    block_samples, block_outputs, block_inputs, grid = layer_blocks(call.over.samples, outputs, inputs)
     return Launch(
         kernels.squeeze_excite_layer, grid, keep=call.over.aligned,
         INPUT_MULTIPLE=multiple(inputs), ACTIVATION=activation, GATED=gated, GATE=call.over.gate,
@@ -95,7 +76,7 @@ def _layer(call: Call, outputs: int, inputs: int, activation: int, gated: bool) 
 def _plan_forward(call: Call) -> Forward:
     over, hidden = call.over, call.hidden
     passes = Passes(over)
-    hidden_layer = None if hidden is None else _layer(call, hidden, over.channels, kernels.IDENTITY, False)
+    hidden_layer = None if hidden is None else _layer(call, hidden, over.channels, IDENTITY, False)
     # Each program of `scale` can compute its channels' gates itself, which reads its part of expand_weight again.
     weight_bytes = prod(passes.grid) * passes.block_channels * call.hidden_width * over.dtype.itemsize
     map_bytes = over.samples * over.channels * over.pixels * over.dtype.itemsize
@@ -104,7 +85,7 @@ def _plan_forward(call: Call) -> Forward:
         return Forward(passes, hidden_layer, gates, None)
     scale = passes.scaling(
         kernels.squeeze_excite_scale, HIDDEN_MULTIPLE=multiple(hidden), ACTIVATION=call.activation, GATE=over.gate,
-        BLOCK_HIDDEN=power_of_2(hidden, max(1, _PRODUCTS // passes.block_channels)),
+        BLOCK_HIDDEN=power_of_2(hidden, max(1, PRODUCTS // passes.block_channels)),
     )  # fmt: skip
     return Forward(passes, hidden_layer, None, scale)
 
@@ -112,13 +93,13 @@ def _plan_forward(call: Call) -> Forward:
 @functools.lru_cache(maxsize=4096)
 def _plan_backward(call: Call, needs: int) -> Backward:
     samples, channels, hidden = call.over.samples, call.over.channels, call.hidden_width
-    block_samples, block_hidden, block_channels, layer_grid = _layer_blocks(samples, hidden, channels)
+    block_samples, block_hidden, block_channels, layer_grid = layer_blocks(samples, hidden, channels)
     expand_tiles = reduce_tiles = mean_tiles = 0
     if needs & NEEDS_WEIGHTS:
-        expand_tiles = _tiles(channels, hidden)
-        reduce_tiles = 0 if call.hidden is None else _tiles(hidden, channels)
+        expand_tiles = product_tiles(channels, hidden)
+        reduce_tiles = 0 if call.hidden is None else product_tiles(hidden, channels)
     if needs & NEEDS_X and call.hidden is not None:
-        mean_tiles = _tiles(samples, channels)
+        mean_tiles = product_tiles(samples, channels)
     return Backward(
         Passes(call.over),
         Launch(
@@ -130,13 +111,9 @@ def _plan_backward(call: Call, needs: int) -> Backward:
         reduce_tiles,
         Launch(
             kernels.squeeze_excite_weight_grads, (expand_tiles + reduce_tiles + mean_tiles,), keep=call.over.aligned,
-            ACTIVATION=call.hidden_activation, BLOCK=_BLOCK, BLOCK_TERMS=_BLOCK_TERMS, warps=8,
+            ACTIVATION=call.hidden_activation, BLOCK=PRODUCT_BLOCK, BLOCK_TERMS=PRODUCT_TERMS, warps=8,
         ),
     )  # fmt: skip
-
-
-def _tiles(rows: int, columns: int) -> int:
-    return ceil_div(rows, _BLOCK) * max(1, ceil_div(columns, _BLOCK))
 
 
 def _call(x, layout, activation, gate, output_activation, reduce_weight, *others) -> Call:

@@ -10,34 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton import divisible, part_of_program, relu, sigmoid, sum_of_chunks
+from .._triton import divisible, part_of_program, sum_of_chunks
 from .._triton_gate_kernels import gate_grad, gate_of, scale_chunk
-from .checks import ACTIVATIONS
+from .._triton_layers import IDENTITY, activation, activation_grad, layer_place, load_weight, product_tile
 
-_RELU = tl.constexpr(ACTIVATIONS.index("relu"))
-IDENTITY = 2  # an ACTIVATION besides the schema's: the input of the excitation without a hidden layer
 _IDENTITY = tl.constexpr(IDENTITY)
-
-
-@triton.jit
-def _activation(u, ACTIVATION: tl.constexpr):
-    if ACTIVATION == _IDENTITY:
-        return u
-    elif ACTIVATION == _RELU:
-        return relu(u)
-    else:
-        return u * sigmoid(u)
-
-
-@triton.jit
-def _activation_grad(u, ACTIVATION: tl.constexpr):
-    if ACTIVATION == _IDENTITY:
-        return tl.full(u.shape, 1, u.dtype)
-    elif ACTIVATION == _RELU:
-        return tl.where(u <= 0, 0, 1).to(u.dtype)
-    else:
-        s = sigmoid(u)
-        return s * (1 + u * (1 - s))
 
 
 @triton.jit
@@ -58,12 +35,9 @@ def squeeze_excite_layer(
     INPUT_MULTIPLE: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
 ):  # fmt: skip
-    accumulation = saved_ptr.dtype.element_ty
+    accumulation: tl.constexpr = saved_ptr.dtype.element_ty
     inputs = divisible(inputs, INPUT_MULTIPLE)
-    output_tiles = tl.maximum(tl.cdiv(outputs, BLOCK_OUTPUTS), 1)
-    output_tile = tl.program_id(0) % output_tiles
-    sample = tl.program_id(0) // output_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
-    output = output_tile * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    sample, output_tile, output = layer_place(outputs, BLOCK_SAMPLES, BLOCK_OUTPUTS)
     row = saved_ptr + sample.to(tl.int64)[:, None] * columns
     total = tl.zeros([BLOCK_SAMPLES, BLOCK_OUTPUTS, BLOCK_INPUTS], accumulation)
     for start in range(0, inputs, BLOCK_INPUTS):
@@ -73,11 +47,8 @@ def squeeze_excite_layer(
             value = _sum_of_chunks(sums_ptr, sample, i, mask, samples, inputs, chunks) / pixels
             tl.store(row + i[None, :], value, mask=mask & (output_tile == 0))
         else:
-            value = _activation(tl.load(row + in_column + i[None, :], mask=mask, other=0), ACTIVATION)
-        weight = tl.load(
-            weight_ptr + output.to(tl.int64)[:, None] * inputs + i[None, :],
-            mask=(output < outputs)[:, None] & (i < inputs)[None, :], other=0,
-        ).to(accumulation)  # fmt: skip
+            value = activation(tl.load(row + in_column + i[None, :], mask=mask, other=0), ACTIVATION)
+        weight = load_weight(weight_ptr, output, i, outputs, inputs, accumulation)
         total += value[:, None, :] * weight[None, :, :]
     result = tl.sum(total, 2)
     if bias_ptr is not None:
@@ -97,7 +68,7 @@ def squeeze_excite_scale(
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, OUTPUT_RELU: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    accumulation = saved_ptr.dtype.element_ty
+    accumulation: tl.constexpr = saved_ptr.dtype.element_ty
     channels = divisible(channels, CHANNEL_MULTIPLE)
     hidden = divisible(hidden, HIDDEN_MULTIPLE)
     pixels = divisible(pixels, PIXEL_MULTIPLE)
@@ -107,10 +78,8 @@ def squeeze_excite_scale(
     total = tl.zeros([BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
     for start in range(0, hidden, BLOCK_HIDDEN):
         h = start + tl.arange(0, BLOCK_HIDDEN)
-        value = _activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
-        mask = in_channels[:, None] & (h < hidden)[None, :]
-        weight = tl.load(expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :], mask=mask, other=0)
-        total += value[None, :] * weight.to(accumulation)
+        value = activation(tl.load(row + channels + h, mask=h < hidden, other=0), ACTIVATION)
+        total += value[None, :] * load_weight(expand_weight_ptr, channel, h, channels, hidden, accumulation)
     gate = tl.sum(total, 1)
     if expand_bias_ptr is not None:
         gate += tl.load(expand_bias_ptr + channel, mask=in_channels, other=0).to(accumulation)
@@ -130,12 +99,9 @@ def squeeze_excite_hidden_grad(
     HIDDEN_MULTIPLE: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    accumulation = saved_ptr.dtype.element_ty
+    accumulation: tl.constexpr = saved_ptr.dtype.element_ty
     hidden = divisible(hidden, HIDDEN_MULTIPLE)
-    hidden_tiles = tl.maximum(tl.cdiv(hidden, BLOCK_HIDDEN), 1)
-    hidden_tile = tl.program_id(0) % hidden_tiles
-    sample = tl.program_id(0) // hidden_tiles * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
-    h = hidden_tile * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
+    sample, hidden_tile, h = layer_place(hidden, BLOCK_SAMPLES, BLOCK_HIDDEN)
     row = sample.to(tl.int64)[:, None] * columns
     gates = row + columns - channels
     total = tl.zeros([BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_HIDDEN], accumulation)
@@ -146,41 +112,12 @@ def squeeze_excite_hidden_grad(
         gate = tl.load(saved_ptr + gates + channel[None, :], mask=mask, other=0)
         grad_v = grad_gate * gate_grad(gate, GATE)
         tl.store(grads_ptr + gates + channel[None, :], grad_v, mask=mask & (hidden_tile == 0))
-        weight = tl.load(
-            expand_weight_ptr + channel.to(tl.int64)[:, None] * hidden + h[None, :],
-            mask=(channel < channels)[:, None] & (h < hidden)[None, :], other=0,
-        ).to(accumulation)  # fmt: skip
+        weight = load_weight(expand_weight_ptr, channel, h, channels, hidden, accumulation)
         total += grad_v[:, :, None] * weight[None, :, :]
     mask = (sample < samples)[:, None] & (h < hidden)[None, :]
     at = row + hidden_column + h[None, :]
     u = tl.load(saved_ptr + at, mask=mask, other=0)
-    tl.store(grads_ptr + at, tl.sum(total, 1) * _activation_grad(u, ACTIVATION), mask=mask)
-
-
-# out[i, j] = sum_t a[t, i] activation(b[t, j]), bias[i] = sum_t a[t, i]; a, b and out have the given strides
-@triton.jit
-def _product_tile(
-    a_ptr, a_term, a_row, b_ptr, b_term, out_ptr, out_row, bias_ptr, tile, rows, columns, terms,
-    ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TERMS: tl.constexpr, accumulation: tl.constexpr,
-):  # fmt: skip
-    column_tiles = tl.maximum(tl.cdiv(columns, BLOCK), 1)
-    i = tile // column_tiles * BLOCK + tl.arange(0, BLOCK)
-    j = tile % column_tiles * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK, BLOCK], accumulation)
-    bias = tl.zeros([BLOCK], accumulation)
-    for start in range(0, terms, BLOCK_TERMS):
-        t = (start + tl.arange(0, BLOCK_TERMS)).to(tl.int64)
-        in_terms = t < terms
-        at = t[None, :] * a_term + i.to(tl.int64)[:, None] * a_row
-        a = tl.load(a_ptr + at, mask=(i < rows)[:, None] & in_terms[None, :], other=0)
-        b_mask = in_terms[:, None] & (j < columns)[None, :]
-        b = tl.load(b_ptr + t[:, None] * b_term + j[None, :], mask=b_mask, other=0).to(accumulation)
-        total = tl.dot(a, _activation(b, ACTIVATION), total, input_precision="ieee", out_dtype=accumulation)
-        bias += tl.sum(a, 1)
-    out = out_ptr + i.to(tl.int64)[:, None] * out_row + j[None, :]
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=(i < rows)[:, None] & (j < columns)[None, :])
-    if bias_ptr is not None:
-        tl.store(bias_ptr + i, bias.to(bias_ptr.dtype.element_ty), mask=(i < rows) & (tile % column_tiles == 0))
+    tl.store(grads_ptr + at, tl.sum(total, 1) * activation_grad(u, ACTIVATION), mask=mask)
 
 
 # d expand_weight[c, r] = sum_n dv[n, c] activation(u[n, r])   d expand_bias[c] = sum_n dv[n, c]   expand_tiles programs
@@ -200,21 +137,21 @@ def squeeze_excite_weight_grads(
     grad_u_ptr = grads_ptr + hidden_column
     if grad_expand_weight_ptr is not None:  # noqa: SIM102  (decided when compiling; the inner one when running)
         if program < expand_tiles:
-            _product_tile(
+            product_tile(
                 grads_ptr + columns - channels, columns, 1, saved_ptr + hidden_column, columns,
                 grad_expand_weight_ptr, hidden, grad_expand_bias_ptr, program, channels, hidden, samples,
                 ACTIVATION, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
     if grad_reduce_weight_ptr is not None:  # noqa: SIM102
         if (program >= expand_tiles) & (program < expand_tiles + reduce_tiles):
-            _product_tile(
+            product_tile(
                 grad_u_ptr, columns, 1, saved_ptr, columns,
                 grad_reduce_weight_ptr, channels, grad_reduce_bias_ptr,
                 program - expand_tiles, hidden, channels, samples, _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,
             )  # fmt: skip
     if reduce_weight_ptr is not None:  # noqa: SIM102
         if program >= expand_tiles + reduce_tiles:
-            _product_tile(
+            product_tile(
                 grad_u_ptr, 1, columns, reduce_weight_ptr, channels,
                 grads_ptr, columns, None, program - expand_tiles - reduce_tiles, samples, channels, hidden,
                 _IDENTITY, BLOCK, BLOCK_TERMS, accumulation,

@@ -9,6 +9,8 @@
 
 #include "channel_spatial/channel_spatial_launch.h"
 #include "common/language.cuh"
+#include "channel_spatial_convolution.h"
+#include "channel_spatial_layers.h"
 #include "standalone.h"
 
 namespace cs = attnkernels::channel_spatial;
@@ -233,36 +235,39 @@ struct Check {
       means[ic] += x[e] / double(P);
       logits[ip] += w[i] * x[e];
     });
+    Numbers opened(logits);
+    for (double& value : opened) value = 1 / (1 + std::exp(-value));
     for (const bool project : {false, true})
       for (const bool pool : {true, false}) {
         if (!project && !pool) continue;
-        Buffer<acc_t> got(pool ? N * C : 0, c.offset_numbers), got_logits(project ? N * P : 0, c.offset_numbers);
+        Buffer<acc_t> got(pool ? N * C : 0, c.offset_numbers), got_gates(project ? N * P : 0, c.offset_numbers);
         cs::Call call{.op = project ? cs::Operator::kProject : cs::Operator::kPool, .tensors = one_map};
         call.tensors.spatial_weight = weight_buffer.data();
         call.tensors.spatial_bias = bias_buffer.data();
         call.tensors.by_channel = got.data();
-        call.tensors.by_pixel = got_logits.data();
+        call.tensors.by_pixel = got_gates.data();
         run("project", call);
         if (pool) sums("means", got.doubles(), means, P);
-        if (project) sums("logits", got_logits.doubles(), logits, C);
+        if (project) sums("spatial gate", got_gates.doubles(), opened, C);
       }
 
     for (const cs::Merge merge : {cs::Merge::kMax, cs::Merge::kAdd, cs::Merge::kProduct}) {
       if (kWatchesOrder && merge != cs::Merge::kMax) continue;
       const std::string with = " merge " + std::to_string(int(merge));
       const bool product = merge == cs::Merge::kProduct, max = merge == cs::Merge::kMax;
-      auto dt_buffer = numbers(N * P), da_buffer = numbers(N * C);
-      const Numbers dt = dt_buffer.doubles(), da = da_buffer.doubles();
+      auto of_gate_buffer = numbers(N * P), da_buffer = numbers(N * C);
+      const Numbers of_gate = of_gate_buffer.doubles(), da = da_buffer.doubles();
       Numbers y(elements), y_skip(elements), dgc(N * C), dgs(N * P), dx(elements), dw(C);
       each([&](int64_t e, int64_t ic, int64_t ip, int64_t, int64_t i, int64_t) {
         const double a = acc_t(acc_t(x[e]) * acc_t(gc[ic])), b = acc_t(acc_t(x[e]) * acc_t(gs[ip]));
+        const double dt = of_gate[ip] * gs[ip] * (1 - gs[ip]);
         const double u = !max || a > b ? 1 : a == b ? 0.5 : 0, v = !max ? 1 : 1 - u;
         y[e] = product ? x[e] * gc[ic] * gs[ip] : max ? std::max(a, b) : a + b;
         y_skip[e] = y[e] + x[e];
         dgc[ic] += dy[e] * x[e] * (product ? gs[ip] : u);
         dgs[ip] += dy[e] * x[e] * (product ? gc[ic] : v);
-        dx[e] = dy[e] * (gc[ic] * u + gs[ip] * v) + da[ic] / double(P) + dt[ip] * w[i];
-        dw[i] += dt[ip] * x[e];
+        dx[e] = dy[e] * (gc[ic] * u + gs[ip] * v) + da[ic] / double(P) + dt * w[i];
+        dw[i] += dt * x[e];
       });
       Buffer<T> map(elements, c.offset_map);
       cs::Call call{.op = cs::Operator::kScale, .tensors = one_map, .merge = merge};
@@ -294,7 +299,7 @@ struct Check {
         call.tensors.by_channel = got_weight.data();
         call.tensors.spatial_weight = weight_buffer.data();
         call.tensors.grad_means = da_buffer.data();
-        call.tensors.grad_logits = dt_buffer.data();
+        call.tensors.grad_spatial_gate = of_gate_buffer.data();
         run("grad_concurrent" + with, call);
         if (needs & 1) same("grad_concurrent" + with, got_x.doubles(), dx);
         if (needs & 2) same("grad_concurrent weight" + with, got_weight.doubles(), dw, std::sqrt(double(N * P)));
@@ -339,6 +344,8 @@ int main(int count, char** arguments) {
         }
         if (failures) return finish();
       }
+  check_layers(seed);
+  check_convolution(seed);
   for (int op = 0; op < 8; ++op)
     for (const bool channels_last : {false, true}) {
       if (kWatchesOrder || (rows_split[op][channels_last] && columns_split[op][channels_last])) continue;
