@@ -114,16 +114,20 @@ def gpu(document: Document, file: Path) -> list[str]:
     """
     compiled: dict[tuple, str] = {}
     places = [_place(document, file)]
+    problems = {_problem(row) for row in document["rows"]}
     for path in sorted(file.parent.glob("h100-compiled-*.json")):
         other = report.load(path)
+        if not any(_problem(row) in problems for row in other["rows"]):
+            continue
         places.append(f"compiled: {_place(other, path)}")
         for row in other["rows"]:
-            best = [row["median"][name] for name in row["median"] if name.startswith("compile")]
+            medians = row["median"]
+            best = [medians[name] for name in medians if name.startswith("compile")]
             if best:
-                compiled[_problem(row)] = _times(min(best), row["median"]["cuda"])
+                compiled[_problem(row)] = _times(min(best), medians.get("cuda", medians.get("ours")))
     found: dict[tuple, dict[str, list[str]]] = {}
     for row in document["rows"]:
-        if "red" in row or row["mode"] != "warm" or row["variant"] != "plain":
+        if "red" in row or row["mode"] != "warm" or row["variant"] not in ("plain", "add"):
             continue
         medians = dict(row["median"])
         ours, triton = medians.pop("cuda"), medians.pop("triton")
@@ -131,7 +135,7 @@ def gpu(document: Document, file: Path) -> list[str]:
         cells += [compiled.get(_problem(row), "")] if row["direction"] == "forward" else []
         cells.append(_times(triton, ours))
         found.setdefault((row["op"], row["shape"], row["layout"]), {})[row["direction"]] = cells
-    lines = [[" ".join(key), *rows["forward"], *rows["backward"]] for key, rows in found.items()]
+    lines = [[" ".join(key), *rows["forward"], *rows["backward"]] for key, rows in found.items() if "backward" in rows]
     header = ["bfloat16", "forward us", "over eager", "over compile", "over Triton"]
     header += ["backward us", "over eager", "over Triton"]
     return [*_table(header, lines), "", "; ".join(places)]
@@ -156,7 +160,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Document, Path], list[str]]]] = {
     "cpu": ("cpu-micro.json", micro),
     "cpu squeeze_excite": ("cpu-micro-squeeze-excite.json", micro),
     "gpu": ("h100-micro.json", gpu),
+    "gpu channel_spatial": ("h100-micro-channel-spatial.json", gpu),
+    "gpu efficient_channel_attention": ("h100-micro-efficient-channel-attention.json", gpu),
     "gpu models": ("h100-models.json", gpu_models),
+    "gpu models cbam": ("h100-models-cbam.json", models),
 }
 
 

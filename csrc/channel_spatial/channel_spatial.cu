@@ -64,10 +64,10 @@ Result run_typed(const Call& call, const Plan& plan, void* scratch, void* stream
       if (call.maxima)
         return with_marks([&](auto marking) {
           constexpr Marks kMarks = decltype(marking)::value;
-          return run(
-              "channel_spatial_pool_maxima", PoolMaxima<T, kMarks>{{one}},
-              MaximaEnd<acc_t, kMarks>{by_channel, by_channel + channels, marks, channels, acc_t(pixels)}, NoEnd(),
-              [](auto layout, auto width) { return channel_spatial_pool_maxima<T, layout(), width(), kMarks>; });
+          return run("channel_spatial_pool_maxima", PoolMaxima<T, kMarks>{{one}},
+                     MaximaEnd<acc_t, kMarks>{by_channel, by_channel + channels, marks, channels, acc_t(pixels)},
+                     NoEnd(),
+                     [](auto layout, auto width) { return channel_spatial_pool_maxima<T, layout(), width(), kMarks>; });
         });
       return run("channel_spatial_pool", Pool<T>{{one}}, SumEnd<acc_t>{by_channel, channels, acc_t(pixels)}, NoEnd(),
                  [](auto layout, auto width) { return channel_spatial_pool<T, layout(), width()>; });
@@ -86,7 +86,8 @@ Result run_typed(const Call& call, const Plan& plan, void* scratch, void* stream
       return with_merge([&](auto merging) {
         constexpr Merge kMerge = decltype(merging)::value;
         return run("channel_spatial_scale", Scale<T, kMerge>{{one, channel_gate, pixel_gate}, call.skip}, NoEnd(),
-                   NoEnd(), [](auto layout, auto width) { return channel_spatial_scale<T, layout(), width(), kMerge>; });
+                   NoEnd(),
+                   [](auto layout, auto width) { return channel_spatial_scale<T, layout(), width(), kMerge>; });
       });
     case Operator::kGradGates:
       return with_merge([&](auto merging) {
@@ -98,11 +99,10 @@ Result run_typed(const Call& call, const Plan& plan, void* scratch, void* stream
     case Operator::kGradChannelGate:
       return with_flag(call.share, [&](auto sharing) {
         constexpr bool kShare = sharing();
-        return run("channel_spatial_grad_channel_gate",
-                   GradChannelGate<T, kShare>{{two, channel_gate, pixel_back(sharing)}},
-                   SumEnd<acc_t>{by_channel, channels, 1}, NoEnd(), [](auto layout, auto width) {
-                     return channel_spatial_grad_channel_gate<T, layout(), width(), kShare>;
-                   });
+        return run(
+            "channel_spatial_grad_channel_gate", GradChannelGate<T, kShare>{{two, channel_gate, pixel_back(sharing)}},
+            SumEnd<acc_t>{by_channel, channels, 1}, NoEnd(),
+            [](auto layout, auto width) { return channel_spatial_grad_channel_gate<T, layout(), width(), kShare>; });
       });
     case Operator::kGradX: {
       const bool compares = t.statistics || call.maxima;
@@ -119,10 +119,10 @@ Result run_typed(const Call& call, const Plan& plan, void* scratch, void* stream
         const ConcurrentChannel<T> channel{channel_gate.gate, numbers(t.grad_means), weight, channels,
                                            acc_t(1) / acc_t(pixels)};
         const ConcurrentPixel<acc_t> pixel{pixel_gate.gate, numbers(t.grad_spatial_gate), pixels};
-        return run(
-            "channel_spatial_grad_concurrent", GradConcurrent<T, kMerge>{{two, channel, pixel}},
-            WeightEnd<T>{static_cast<T*>(t.by_channel)}, NoEnd(),
-            [](auto layout, auto width) { return channel_spatial_grad_concurrent<T, layout(), width(), kMerge>; });
+        return run("channel_spatial_grad_concurrent", GradConcurrent<T, kMerge>{{two, channel, pixel}},
+                   WeightEnd<T>{static_cast<T*>(t.by_channel)}, NoEnd(), [](auto layout, auto width) {
+                     return channel_spatial_grad_concurrent<T, layout(), width(), kMerge>;
+                   });
       });
   }
 }

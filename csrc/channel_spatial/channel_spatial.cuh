@@ -254,8 +254,8 @@ struct GradChannelGate : Formula<TwoMaps<T>, GateNumbers<acc_type<T>>, BackNumbe
 };
 
 template <class T, bool kShare>
-struct GradX : Formula<TwoMaps<T>, BackNumbers<acc_type<T>, kShare>, BackNumbers<acc_type<T>, kShare>, NoEnd, NoEnd,
-                       true> {
+struct GradX
+    : Formula<TwoMaps<T>, BackNumbers<acc_type<T>, kShare>, BackNumbers<acc_type<T>, kShare>, NoEnd, NoEnd, true> {
   bool skip;
 
   template <class A, class Fetched, class Channel, class Pixel>
@@ -297,10 +297,10 @@ inline constexpr int kMostBlocks = 3, kMostNarrowBlocks = 2;
 inline constexpr int kMostBlocks = 4, kMostNarrowBlocks = 3;
 #endif
 template <class T, int kW, Operator kOperator, bool kChannelsLast, bool kCounts = false>
-inline constexpr int kBlocks = std::min({resident_blocks(kOperator, sizeof(T), kChannelsLast, kCounts),
-                                         sizeof(T) == 8          ? 2
-                                         : sizeof(T) * kW < 16   ? kMostNarrowBlocks
-                                                                 : kMostBlocks});
+inline constexpr int kBlocks =
+    std::min({resident_blocks(kOperator, sizeof(T), kChannelsLast, kCounts), sizeof(T) == 8        ? 2
+                                                                             : sizeof(T) * kW < 16 ? kMostNarrowBlocks
+                                                                                                   : kMostBlocks});
 
 // pooled[n, 0, c] = sum_p x / P
 template <class T, bool kChannelsLast, int kW>
@@ -325,8 +325,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kW, Operator::kProject, k
 
 // statistics[n, 0, p] = max_c x gc, statistics[n, 1, p] = sum_c x gc / C
 template <class T, bool kChannelsLast, int kW, Marks kMarks>
-__global__ void
-__launch_bounds__(kThreads, kBlocks<T, kW, Operator::kStatistics, kChannelsLast, kMarks == Marks::kCounts>)
+__global__ void __launch_bounds__(kThreads,
+                                  kBlocks<T, kW, Operator::kStatistics, kChannelsLast, kMarks == Marks::kCounts>)
     channel_spatial_statistics(const __grid_constant__ FormulaPass<Statistics<T, kMarks>, T> pass) {
   run_block<kChannelsLast, kW>(pass);
 }

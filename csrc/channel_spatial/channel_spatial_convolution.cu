@@ -103,8 +103,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < 2 * taps * taps; i += kThreads) {
     const int plane = i / (taps * taps), tap = i % (taps * taps);
     const int from_tap = kPlanes == 1 ? taps * taps - 1 - tap : tap;
-    factors[(plane * taps + tap / taps) * weight_pitch + tap % taps] =
-        widen(weight[shape.weight_at(plane, from_tap)]);
+    factors[(plane * taps + tap / taps) * weight_pitch + tap % taps] = widen(weight[shape.weight_at(plane, from_tap)]);
   }
   __syncthreads();
 
@@ -173,7 +172,7 @@ __global__ void __launch_bounds__(kWeightThreads)
   launch_dependent_grids();
   const int taps = kTaps ? kTaps : int(shape.taps), side = taps / 2, weights = 2 * taps * taps;
   const Window window(kHeld);
-  const int rows = kRows + taps - 1;  // of the window, which has room for kHeld taps
+  const int rows = kRows + taps - 1;               // of the window, which has room for kHeld taps
   A* const pixels = shared;                        // [2, window]
   A* const grads = pixels + 2 * window.numbers();  // [kRows, kGradPitch]
   const int teams = teams_of(taps), team = threadIdx.x % teams, line_of_taps = threadIdx.x / teams;
@@ -279,10 +278,10 @@ Result launch_weight_grad(const Convolution& shape, const Plane<acc_type<T>>& gr
                  grad, static_cast<const A*>(tensors.statistics), parts, shape.samples * convolution_tiles(shape));
   });
   if (done.error) return done;
-  return start("channel_spatial_weight_grad", channel_spatial_weight_grad<T>,
-               {(weights + kWeightThreads / 32 - 1) / (kWeightThreads / 32), kWeightThreads, 0,
-                device.dependent_launches},
-               stream, parts, static_cast<T*>(tensors.grad_weight), int(weights), int(chunks));
+  return start(
+      "channel_spatial_weight_grad", channel_spatial_weight_grad<T>,
+      {(weights + kWeightThreads / 32 - 1) / (kWeightThreads / 32), kWeightThreads, 0, device.dependent_launches},
+      stream, parts, static_cast<T*>(tensors.grad_weight), int(weights), int(chunks));
 }
 
 }  // namespace

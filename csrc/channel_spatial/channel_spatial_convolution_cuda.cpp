@@ -9,16 +9,14 @@
 namespace attnkernels::channel_spatial {
 namespace {
 
-Tensor forward(const Tensor& statistics, const Tensor& weight, const Optional& bias, int64_t mean_first,
-               int64_t gate) {
+Tensor forward(const Tensor& statistics, const Tensor& weight, const Optional& bias, int64_t mean_first, int64_t gate) {
   check_device("channel_spatial_convolution: statistics", statistics);
   const CheckedConvolutionForward call(statistics, weight, bias, mean_first, gate);
   const DeviceGuard guard(statistics.get_device_index());
   Tensor result = allocate({call.samples, call.height, call.width}, call.numbers_dtype, statistics);
-  check_launch(call.op,
-               convolve(data_type(call.op, weight), call, call.statistics.const_data_ptr(),
-                        call.weight.const_data_ptr(), input(call.bias), gate, result.mutable_data_ptr(),
-                        current_stream(statistics)));
+  check_launch(call.op, convolve(data_type(call.op, weight), call, call.statistics.const_data_ptr(),
+                                 call.weight.const_data_ptr(), input(call.bias), gate, result.mutable_data_ptr(),
+                                 current_stream(statistics)));
   return result;
 }
 
@@ -33,15 +31,13 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& statistics
                   : allocate({0}, like.scalar_type(), statistics);
   };
   Tensor grad_statistics = allocated(by_statistics, statistics), grad_weight = allocated(by_weight, weight);
-  Tensor parts =
-      allocate({by_weight ? convolution_chunks(call) * call.weights() : 0}, call.numbers_dtype, statistics);
-  check_launch(call.op, convolve_backward(data_type(call.op, weight), call,
-                                          {call.grad.const_data_ptr(), input(call.gate),
-                                           call.statistics.const_data_ptr(), call.weight.const_data_ptr(),
-                                           by_statistics ? grad_statistics.mutable_data_ptr() : nullptr,
-                                           by_weight ? grad_weight.mutable_data_ptr() : nullptr,
-                                           parts.mutable_data_ptr()},
-                                          current_stream(statistics)));
+  Tensor parts = allocate({by_weight ? convolution_chunks(call) * call.weights() : 0}, call.numbers_dtype, statistics);
+  check_launch(call.op, convolve_backward(
+                            data_type(call.op, weight), call,
+                            {call.grad.const_data_ptr(), input(call.gate), call.statistics.const_data_ptr(),
+                             call.weight.const_data_ptr(), by_statistics ? grad_statistics.mutable_data_ptr() : nullptr,
+                             by_weight ? grad_weight.mutable_data_ptr() : nullptr, parts.mutable_data_ptr()},
+                            current_stream(statistics)));
   if (by_weight && !parts.numel()) torch::stable::zero_(grad_weight);
   return {grad_statistics, grad_weight};
 }

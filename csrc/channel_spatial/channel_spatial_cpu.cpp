@@ -233,8 +233,7 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const Optional& channel_g
   const Shape& shape = call.shape;
   const int64_t pixels = shape.pixels;
   Tensor result = cpu::allocate({shape.samples, 2, shape.height, shape.width}, call.numbers_dtype);
-  Tensor marks =
-      cpu::allocate_result(call.marked(), {shape.samples, shape.height, shape.width}, call.numbers_dtype);
+  Tensor marks = cpu::allocate_result(call.marked(), {shape.samples, shape.height, shape.width}, call.numbers_dtype);
   constexpr Reduction kReductions[] = {Reduction::kFirstMaximum, Reduction::kSharedMaximum, Reduction::kMaximum};
   dispatch(call, [&]<class T>(T) {
     using A = Accumulator<T>;

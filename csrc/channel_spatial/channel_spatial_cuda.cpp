@@ -169,8 +169,8 @@ Tensor grad_x(const Tensor& grad_y, const Tensor& x, const Optional& channel_gat
 
 std::tuple<Tensor, Tensor> grad_concurrent(const Tensor& grad_y, const Tensor& x, const Optional& channel_gate,
                                            const Tensor& spatial_gate, const Optional& grad_means,
-                                           const Tensor& grad_spatial_gate, const Tensor& spatial_weight,
-                                           int64_t merge, int64_t needs) {
+                                           const Tensor& grad_spatial_gate, const Tensor& spatial_weight, int64_t merge,
+                                           int64_t needs) {
   check_device("channel_spatial_grad_concurrent: x", x);
   const CheckedGradConcurrent checked(grad_y, x, channel_gate, spatial_gate, grad_means, grad_spatial_gate,
                                       spatial_weight, merge, needs);

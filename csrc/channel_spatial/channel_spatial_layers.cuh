@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, kLayerBlocks) channel_spatial_grad_h
 // of n and k. With gates, rows are made as load_logit_grads makes them.
 template <class T>
 struct LayerSum : OuterSum<T> {
-  const acc_type<T> *rows, *gates, *columns;  // gates: or null
-  Divisor repeats;                            // so many rows of columns for each of rows
+  const acc_type<T>*rows, *gates, *columns;  // gates: or null
+  Divisor repeats;                           // so many rows of columns for each of rows
 };
 
 // d expand_weight = sum_n,k dt hidden^T (dt pooled^T of a single layer), d reduce_weight = sum_n,k grad_hidden pooled^T,

@@ -200,16 +200,14 @@ Result finish(const Reduced<End>& reduced, const Plan& plan, void* stream) {
 // Launches a pass: kernel(layout, width) is its kernel; scratch [plan.scratch()], stored: or null.
 template <class T, class Formula, class Kernel>
 Result run_pass(const char* name, const Plan& plan, const Formula& formula, typename Formula::ChannelEnd channel_end,
-                typename Formula::PixelEnd pixel_end, void* stored, void* scratch, void* stream,
-                Kernel kernel) {
+                typename Formula::PixelEnd pixel_end, void* stored, void* scratch, void* stream, Kernel kernel) {
   const MapShape& shape = plan.shape;
   const bool channels = plan.pass.by_channel, pixels = plan.pass.by_pixel;
-  FormulaPass<Formula, T> pass{
-      formula,
-      {channel_end, shape.samples, plan.channel_splits(), shape.channels, channels, nullptr},
-      {pixel_end, shape.samples, plan.pixel_splits(), shape.pixels, pixels, nullptr},
-      plan,
-      static_cast<T*>(stored)};
+  FormulaPass<Formula, T> pass{formula,
+                               {channel_end, shape.samples, plan.channel_splits(), shape.channels, channels, nullptr},
+                               {pixel_end, shape.samples, plan.pixel_splits(), shape.pixels, pixels, nullptr},
+                               plan,
+                               static_cast<T*>(stored)};
   constexpr size_t kChannelBytes = sizeof(typename Formula::ChannelEnd::Value);
   constexpr size_t kPixelBytes = sizeof(typename Formula::PixelEnd::Value);
   if constexpr (Formula::ChannelEnd::Value::kNumbers > 0)

@@ -113,7 +113,7 @@ inline void choose_tiles(Plan& plan, int64_t vector_bytes, int64_t wanted) {
     const int64_t tall_tiles = ceil_div(rows, kTallBatches * batch()) * std::max<int64_t>(1, vectors >> (bits + 1));
     const bool tall =
         plan.pass.many_pixel_numbers && !plan.shape.channels_last && 4 * samples * tall_tiles >= 3 * wanted;
-    while (!tall && may_widen() && 4 * samples * ceil_div(rows, batch()) < 3 * wanted) ++bits;
+    while (!tall && may_widen() && 3 * samples * ceil_div(rows, batch()) < 2 * wanted) ++bits;
     const int64_t chunks = ceil_div(vectors, 1 << bits);
     const int64_t batches = tall ? kTallBatches : 1;
     plan.row_tiles = std::clamp<int64_t>(ceil_div(wanted, samples), 1, ceil_div(rows, batches * batch()));
@@ -154,7 +154,7 @@ inline Plan choose(DataType type, const MapShape& shape, const Pass& pass, std::
             .dependent = limits.dependent_launches,
             .backwards = backwards};
   const bool sums = pass.by_channel || pass.by_pixel;
-  const int64_t sum_blocks = tuning.sum_blocks ? tuning.sum_blocks
+  const int64_t sum_blocks = tuning.sum_blocks                  ? tuning.sum_blocks
                              : limits.compute_capability >= 100 ? std::min(pass.resident, 3)
                                                                 : pass.resident;
   choose_tiles(plan, plan.width * bytes, limits.multiprocessors * (sums ? sum_blocks : tuning.map_blocks));

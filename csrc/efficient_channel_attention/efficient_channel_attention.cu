@@ -41,8 +41,9 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
       grad_logits,
       shape,
       plan.sums.splits};
-  constexpr size_t kCellBytes = kThreads / 32 * sizeof(acc_t);
-  WeightGrad<T> weight_grad{a, static_cast<T*>(tensors.grad_weight)};
+  const size_t cell_bytes = kThreads / 32 * shape.taps * sizeof(acc_t);
+  WeightGrad<T> weight_grad{a, static_cast<T*>(tensors.grad_weight),
+                            a.partial + shape.samples * plan.partial_sums(shape), WeightBlocks(shape)};
   const bool has_map = (tensors.grad_x || tensors.grad_residual) && shape.pixels;
   const Result done = for_each_part(shape.samples, plan, [&](int64_t first, int64_t samples) -> Result {
     BackwardArguments<T> part = a;
@@ -63,20 +64,29 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
     if (rows && first + samples == shape.samples && rows + samples <= kMostSamples) {  // all that it needs is there
       weight_grad.grid_rows = unsigned(rows);
       config.grid.y += unsigned(rows);
-      config.shared_bytes = std::max(config.shared_bytes, kCellBytes);
+      config.shared_bytes = std::max(config.shared_bytes, cell_bytes);
     }
     const auto kernel = tensors.y ? efficient_channel_attention_backward_map<T, kChannelsLast, true>
                                   : efficient_channel_attention_backward_map<T, kChannelsLast, false>;
     return result("efficient_channel_attention_backward_map", launch(config, kernel, part, plan.map, weight_grad));
   });
-  if (done.error || !weight_grad.blocks() || weight_grad.grid_rows) return done;
+  if (done.error || !weight_grad.blocks()) return done;
   LaunchConfig config;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.block = dim3(kThreads);
-  config.grid = dim3(unsigned(weight_grad.blocks()));
-  config.shared_bytes = kCellBytes;
-  return result("efficient_channel_attention_backward_weight",
-                launch(config, efficient_channel_attention_backward_weight<T>, weight_grad));
+  if (!weight_grad.grid_rows) {
+    config.block = dim3(kThreads);
+    config.grid = dim3(unsigned(weight_grad.blocks()));
+    config.shared_bytes = cell_bytes;
+    const cudaError_t error = launch(config, efficient_channel_attention_backward_weight<T>, weight_grad);
+    if (error != cudaSuccess) return result("efficient_channel_attention_backward_weight", error);
+  }
+  if (weight_grad.blocks() == 1) return {};
+  config.block = dim3(32);
+  config.grid = dim3(unsigned(shape.taps));
+  config.shared_bytes = 0;
+  config.dependent = plan.dependent;
+  return result("efficient_channel_attention_weight_sum",
+                launch(config, efficient_channel_attention_weight_sum<T>, weight_grad));
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // is so small that every block of the second pass computes its own part of it.
 #pragma once
 #include "common/gate_passes.cuh"
-#include "efficient_channel_attention/efficient_channel_attention.h"
+#include "efficient_channel_attention/efficient_channel_attention_launch.h"
 
 namespace attnkernels::efficient_channel_attention {
 
@@ -111,35 +111,84 @@ __global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
   });
 }
 
-// dweight[j] = sum_n,c dv[n, c] m[n, c + j - k / 2], a block for each tap.
+// dweight[j] = sum_n,c dv[n, c] m[n, c + j - k / 2]. Each block takes some samples, all taps of them; where there are
+// several blocks, a kernel of its own adds up what they have.
 template <class T>
 struct WeightGrad {
   using acc_t = acc_type<T>;
   BackwardArguments<T> a;  // of all samples
   T* grad_weight;          // or null
+  acc_t* parts;            // [blocks, taps]
+  WeightBlocks division;
   unsigned grid_rows = 0;  // of the second pass's grid, which compute it
 
-  __host__ __device__ int blocks() const { return grad_weight ? a.shape.taps : 0; }
+  __host__ __device__ int64_t blocks() const { return grad_weight ? division.blocks : 0; }
 
-  __device__ __forceinline__ void compute(int64_t tap, acc_t* cells) const {
-    if (tap >= blocks()) return;
+  __device__ __forceinline__ acc_t of_tap(int tap, int64_t first, int64_t last) const {
     const Shape& shape = a.shape;
+    const int across = division.across, channels = int(shape.channels), half = shape.taps / 2;
+    struct Factors {
+      acc_t grad, mean;
+    };
     acc_t sum = 0;
-    for (int64_t n = threadIdx.x / 32; n < shape.samples; n += kThreads / 32) {  // a warp takes a sample
-#pragma unroll 1
-      for (int64_t channel = threadIdx.x % 32; channel < shape.channels; channel += 32) {
-        const int64_t other = shape.channel_at(channel + tap - shape.taps / 2);
-        if (other >= 0) sum += a.grad_logit(n, channel) * a.saved[n * shape.saved_columns() + other];
+    const auto add = [&](auto under_way, const auto& grad_of) {
+      for (int64_t n = first + int(threadIdx.x) / across; n < last; n += kThreads / across) {
+        const acc_t* const means = a.saved + n * shape.saved_columns();
+        strided<under_way()>(
+            int(threadIdx.x) % across, channels, across,
+            [&](int channel) -> Factors {
+              const int other = int(shape.channel_at(channel + tap - half));
+              if (other < 0) return {0, 0};
+              return {grad_of(n, channel), means[other]};
+            },
+            [&](int, const Factors& loaded) { sum += loaded.grad * loaded.mean; });
+      }
+    };
+    if (a.sum_splits == 1) {
+      add(std::integral_constant<int, kWeightChannels>(),
+          [&](int64_t n, int channel) { return a.grad_logits[n * shape.channels + channel]; });
+    } else {  // of few samples
+      add(std::integral_constant<int, 1>(), [&](int64_t n, int channel) { return a.grad_logit(n, channel); });
+    }
+    return sum;
+  }
+
+  // cells: [taps, warps]
+  __device__ __forceinline__ void compute(int64_t block, acc_t* cells) const {
+    if (block >= blocks()) return;
+    constexpr int kWarps = kThreads / 32;
+    const int taps = a.shape.taps;
+    const int64_t first = block * division.samples, last = min(first + division.samples, a.shape.samples);
+    for (int tap = 0; tap < taps; ++tap) {
+      const acc_t sum = sum_lanes(of_tap(tap, first, last), 32);
+      if (threadIdx.x % 32 == 0) cells[tap * kWarps + threadIdx.x / 32] = sum;
+    }
+    __syncthreads();
+    for (int tap = threadIdx.x; tap < taps; tap += kThreads) {
+      acc_t sum = 0;
+      for (int warp = 0; warp < kWarps; ++warp) sum += cells[tap * kWarps + warp];
+      if (division.blocks == 1) {
+        grad_weight[tap] = narrow<T>(sum);
+      } else {
+        parts[block * taps + tap] = sum;
       }
     }
-    sum = sum_lanes(sum, 32);
-    if (threadIdx.x % 32 == 0) cells[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x) return;
-    for (int warp = 1; warp < kThreads / 32; ++warp) sum += cells[warp];
-    grad_weight[tap] = narrow<T>(sum);
   }
 };
+
+// A block for each tap.
+template <class T>
+__global__ void __launch_bounds__(32) efficient_channel_attention_weight_sum(const WeightGrad<T> grad) {
+  using acc_t = acc_type<T>;
+  wait_for_primary_grid();
+  const int taps = grad.a.shape.taps;
+  acc_t sum = 0;
+  strided<4>(
+      int64_t(threadIdx.x), grad.division.blocks, int64_t(32),
+      [&](int64_t block) { return grad.parts[block * taps + blockIdx.x]; }, [&](int64_t, acc_t part) { sum += part; });
+  sum = sum_lanes(sum, 32);
+  if (threadIdx.x == 0) grad.grad_weight[blockIdx.x] = narrow<T>(sum);
+}
 
 // grad_x[n, c, p] = dz g[n, c] + sum_j weight[j] dv[n, c - j + k / 2] / pixels, grad_residual = dz. The first rows of
 // the grid take the gradient of the weight instead.
@@ -177,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, kGradMapBlocks<T>)
 
 // Where there is no second pass to go along with.
 template <class T>
-__global__ void __launch_bounds__(kThreads) efficient_channel_attention_backward_weight(const WeightGrad<T> grad) {
+__global__ void __launch_bounds__(kThreads, 2) efficient_channel_attention_backward_weight(const WeightGrad<T> grad) {
   SHARED_DYNAMIC(acc_type<T>, cells);
   wait_for_primary_grid();
   grad.compute(blockIdx.x, cells);

@@ -80,17 +80,17 @@ Result run_backward(const Shape& shape, const Plan& plan, const BackwardTensors&
   if (tensors.grad_expand_weight || tensors.grad_expand_bias)
     weight_grads.sums[0] = {{shape.channels, shape.gate_inputs(), static_cast<T*>(tensors.grad_expand_weight),
                              static_cast<T*>(tensors.grad_expand_bias)},
-                           a.grad_logits,
-                           shape.channels,
-                           a.saved + (shape.hidden ? shape.channels : 0),
-                           pitch};
+                            a.grad_logits,
+                            shape.channels,
+                            a.saved + (shape.hidden ? shape.channels : 0),
+                            pitch};
   if (shape.hidden && (tensors.grad_reduce_weight || tensors.grad_reduce_bias))
     weight_grads.sums[1] = {{shape.hidden, shape.channels, static_cast<T*>(tensors.grad_reduce_weight),
                              static_cast<T*>(tensors.grad_reduce_bias)},
-                           a.grad_hidden,
-                           shape.hidden,
-                           a.saved,
-                           pitch};
+                            a.grad_hidden,
+                            shape.hidden,
+                            a.saved,
+                            pitch};
   if (shape.samples && shape.channels)
     if (const Result done = run_passes<T, kChannelsLast>(a, plan, weight_grads, stream); done.error) return done;
   if (!weight_grads.blocks() || weight_grads.grid_rows) return {};

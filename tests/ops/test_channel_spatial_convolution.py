@@ -57,7 +57,7 @@ def test_convolution(backend, device, samples, height, width, taps, dtype):
             testing.assert_close_to_float64(got, want, "result")
             testing.assert_close_to_float64(got_bare, bare, "result without a bias")
             for x, found, one, want_grad in zip(given, grads, alone, want_grads, strict=True):
-                assert found.dtype == x.dtype and found.shape == x.shape
+                assert (found.dtype, found.shape) == (x.dtype, x.shape)
                 testing.assert_close_to_float64(found, want_grad, "gradient")
                 assert torch.equal(found, one)
 

@@ -76,9 +76,10 @@ def test_layers(backend, device, size, dtype):
             testing.assert_close_to_float64(hidden, want_hidden, "hidden")
         for i, one in zip(present, alone, strict=True):
             like = (pooled, *layers)[i]
-            assert grads[i].dtype == like.dtype and grads[i].shape == like.shape
+            assert (grads[i].dtype, grads[i].shape) == (like.dtype, like.shape)
             testing.assert_close_to_float64(grads[i], want_grads[i], f"gradient {i}")
-            assert torch.equal(grads[i], one) and torch.equal(grads[i], again[i])
+            assert torch.equal(grads[i], one)
+            assert torch.equal(grads[i], again[i])
         assert all(grads[i].shape == (0,) for i in range(5) if i not in present)
 
 

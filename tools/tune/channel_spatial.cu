@@ -36,10 +36,14 @@ void problem(Timer& timer, const gate::Limits& limits, const cs::Shape& shape, c
     fill(*numbers, seed++, 1);
   for (const auto* places : {&marks, &pool_marks}) TUNE_CHECK(cudaMemset(places->data(), 0, places->count() * 4));
 
-  for (const Pass& pass : {Pass{"pool", Operator::kPool, 1}, {"project", Operator::kProject, 1},
-                           {"statistics", Operator::kStatistics, 1}, {"scale", Operator::kScale, 2},
-                           {"grad_gates", Operator::kGradGates, 2}, {"grad_channel_gate", Operator::kGradChannelGate, 2},
-                           {"grad_x", Operator::kGradX, 3}, {"grad_concurrent", Operator::kGradConcurrent, 3}}) {
+  for (const Pass& pass : {Pass{"pool", Operator::kPool, 1},
+                           {"project", Operator::kProject, 1},
+                           {"statistics", Operator::kStatistics, 1},
+                           {"scale", Operator::kScale, 2},
+                           {"grad_gates", Operator::kGradGates, 2},
+                           {"grad_channel_gate", Operator::kGradChannelGate, 2},
+                           {"grad_x", Operator::kGradX, 3},
+                           {"grad_concurrent", Operator::kGradConcurrent, 3}}) {
     const bool stores = pass.op == Operator::kScale || pass.op >= Operator::kGradX;
     const bool adds_channels = pass.op != Operator::kStatistics && pass.op != Operator::kScale &&
                                pass.op != Operator::kGradX && pass.op != Operator::kGradGates;
@@ -72,9 +76,16 @@ void problem(Timer& timer, const gate::Limits& limits, const cs::Shape& shape, c
       int64_t sums, maps;
       int bits, batches;  // threads side by side, of rows that are alone added up; 0: as chosen
     };
-    for (const auto& [sums, maps, bits, batches] :
-         {Point{0, 0, 0, 0}, {3, 4, 0, 0}, {4, 12, 0, 0}, {6, 16, 0, 0}, {0, 0, 3, 1}, {0, 0, 4, 1}, {0, 0, 5, 1},
-          {0, 0, 6, 1}, {0, 0, 7, 1}, {0, 0, 8, 1}}) {
+    for (const auto& [sums, maps, bits, batches] : {Point{0, 0, 0, 0},
+                                                    {3, 4, 0, 0},
+                                                    {4, 12, 0, 0},
+                                                    {6, 16, 0, 0},
+                                                    {0, 0, 3, 1},
+                                                    {0, 0, 4, 1},
+                                                    {0, 0, 5, 1},
+                                                    {0, 0, 6, 1},
+                                                    {0, 0, 7, 1},
+                                                    {0, 0, 8, 1}}) {
       matrix::Tuning tuning = usual;
       if (sums) tuning.sum_blocks = sums, tuning.map_blocks = maps;
       matrix::Plan plan = cs::choose(DataType::kBFloat16, shape, call, limits, tuning);
@@ -115,7 +126,8 @@ void problem(Timer& timer, const gate::Limits& limits, const cs::Shape& shape, c
       }
       const double warm = timer.warm(chain, 3, 10, 3), cold = timer.cold(chain, 3);
       std::printf(
-          "{\"what\": \"%s\", \"shape\": \"%s\", \"sums\": %d, \"maps\": %d, \"bits\": %d, \"batches\": %d, \"warm_us\": %.2f, "
+          "{\"what\": \"%s\", \"shape\": \"%s\", \"sums\": %d, \"maps\": %d, \"bits\": %d, \"batches\": %d, "
+          "\"warm_us\": %.2f, "
           "\"cold_us\": %.2f, \"tb_s\": %.2f, \"error\": %.1e, \"tile\": [%d, %d, %d], \"tiles\": [%d, %d], "
           "\"blocks\": %d}\n",
           pass.name, name.c_str(), int(tuning.sum_blocks), int(tuning.map_blocks), bits, batches, warm, cold,
@@ -134,8 +146,8 @@ int main() {
   gate::Limits limits;
   tune::check(channel_spatial::limits(limits));
   tune::Timer timer;
-  for (const auto& [samples, channels, side] : {std::array{32, 256, 56}, {8, 256, 56}, {32, 512, 28}, {32, 1024, 14},
-                                                {32, 2048, 7}, {1, 256, 56}})
+  for (const auto& [samples, channels, side] :
+       {std::array{32, 256, 56}, {8, 256, 56}, {32, 512, 28}, {32, 1024, 14}, {32, 2048, 7}, {1, 256, 56}})
     for (const bool channels_last : {false, true}) {
       channel_spatial::Shape shape{{samples, channels, int64_t(side) * side, channels_last}, side, side};
       tune::problem(timer, limits, shape,

@@ -181,8 +181,8 @@ class ScaleFunction(torch.autograd.Function):
 
 
 class ProjectFunction(torch.autograd.Function):
-    """scse's first pass, from x to the spatial gate [N, H, W], and its slots: those of grad_y and that gate. Where there is
-    a channel gate, to the means [N, 1, C] as well, and its slot."""
+    """scse's first pass, from x to the spatial gate [N, H, W], and its slots: those of grad_y and that gate. Where
+    there is a channel gate, to the means [N, 1, C] as well, and its slot."""
 
     @staticmethod
     def forward(

@@ -80,8 +80,8 @@ def _grad_concurrent_flops(grad_y: Shape, x: Shape, *rest, **out) -> int:
     return rest[-1].bit_count() * _projection_flops(x, x)
 
 
-# pooled [N, K, C]: nothing, a, or a and A. marks [N, C] of A, [0] without them. spatial_gate: sigmoid(t), by spatial_weight
-# [C] and spatial_bias [1]; [0] without the weight.
+# pooled [N, K, C]: nothing, a, or a and A. marks [N, C] of A, [0] without them. spatial_gate: sigmoid(t), by
+# spatial_weight [C] and spatial_bias [1]; [0] without the weight.
 POOL = Operator(
     "channel_spatial_pool(Tensor x, Tensor? spatial_weight, Tensor? spatial_bias, int pools)"
     " -> (Tensor pooled, Tensor marks, Tensor spatial_gate)",
@@ -126,8 +126,8 @@ GRAD_X = Operator(
     _grad_x_fake,
 )
 
-# dx = dy (gc u + gs v) + da / P + dt w, dw[c] = sum_n,p dt x, where dt = dgs gs (1 - gs); grad_means da [N, C] (None: 0).
-# Without a channel gate u = 0, v = 1. merge is "add" or "max".
+# dx = dy (gc u + gs v) + da / P + dt w, dw[c] = sum_n,p dt x, where dt = dgs gs (1 - gs); grad_means da [N, C] (None:
+# 0). Without a channel gate u = 0, v = 1. merge is "add" or "max".
 GRAD_CONCURRENT = Operator(
     "channel_spatial_grad_concurrent(Tensor grad_y, Tensor x, Tensor? channel_gate, Tensor spatial_gate,"
     " Tensor? grad_means, Tensor grad_spatial_gate, Tensor spatial_weight, int merge, int needs)"
@@ -158,8 +158,8 @@ def _layers_flops(pooled: Shape, reduce_weight: Shape | None, reduce_bias, expan
 
 
 def _layers_backward_flops(
-    grad_gate: Shape, pooled: Shape, gate: Shape, hidden: Shape, reduce_weight: Shape | None, expand_weight: Shape, needs: int,
-    **out,
+    grad_gate: Shape, pooled: Shape, gate: Shape, hidden: Shape, reduce_weight: Shape | None, expand_weight: Shape,
+    needs: int, **out,
 ) -> int:  # fmt: skip
     samples, pools, _ = pooled
     of_reduce = 0 if reduce_weight is None else pools * prod(reduce_weight)
@@ -181,8 +181,9 @@ LAYERS = Operator(
 # `needs` has a bit for each result, [0] where it is not set. grad_pooled has pooled's dtype, the others the weights'
 # dtype and shapes.
 LAYERS_BACKWARD = Operator(
-    "channel_spatial_layers_backward(Tensor grad_gate, Tensor pooled, Tensor gate, Tensor hidden, Tensor? reduce_weight,"
-    " Tensor expand_weight, int needs) -> (Tensor grad_pooled, Tensor grad_reduce_weight, Tensor grad_reduce_bias,"
+    "channel_spatial_layers_backward(Tensor grad_gate, Tensor pooled, Tensor gate, Tensor hidden,"
+    " Tensor? reduce_weight, Tensor expand_weight, int needs)"
+    " -> (Tensor grad_pooled, Tensor grad_reduce_weight, Tensor grad_reduce_bias,"
     " Tensor grad_expand_weight, Tensor grad_expand_bias)",
     _layers_backward_fake,
     _layers_backward_flops,

@@ -137,7 +137,7 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolved(statistics: Tensor, weight: Tensor, bias: Tensor | None, mean_first: bool) -> Tensor:
-    """[N, H, W] from [N, 2, H, W]; the planes of weight [1, 2, k, k] are those of the maxima and the means, or reversed."""
+    """[N, H, W] from [N, 2, H, W]; weight [1, 2, k, k] has planes for the maxima and the means, or the means first."""
     weight = wide(weight)
     if mean_first:
         weight = weight.flip(1)

@@ -21,7 +21,7 @@ from .functions import (
     ScaleFunction,
     StatisticsFunction,
 )
-from .operators import MERGES, TIES
+from .operators import MERGES
 
 # Beyond it float32, in which the kernels number pixels and channels, does not hold all numbers.
 _MOST_NUMBERED = 1 << 24

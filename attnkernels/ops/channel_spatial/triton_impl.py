@@ -107,8 +107,8 @@ def _finishing(
     block_parts = power_of_2(parts, _FINISH_PARTS)
     block = power_of_2(count, _FINISH_VALUES // block_parts)
     return Launch(
-        kernels.channel_spatial_finish, (ceil_div(count, block),), ROWS=rows, SUMS=sums, MAXIMA=1 - sums if rows == 2 else -1,
-        GATED=gated, SHARE=share, BLOCK_PARTS=block_parts, BLOCK=block,
+        kernels.channel_spatial_finish, (ceil_div(count, block),), ROWS=rows, SUMS=sums,
+        MAXIMA=1 - sums if rows == 2 else -1, GATED=gated, SHARE=share, BLOCK_PARTS=block_parts, BLOCK=block,
     )  # fmt: skip
 
 
