@@ -62,12 +62,13 @@ wheel: $(VENV)/.torch
 
 # One library's launchers and no torch: they are built where there is a compiler, and run where there is a GPU.
 TUNE_ARCH ?= sm_90
-tune: build/tune/squeeze_excite build/tune/criss_cross build/tune/selective_kernel build/tune/constants
+tune: $(addprefix build/tune/,squeeze_excite criss_cross selective_kernel channel_spatial constants)
 build/tune/%: tools/tune/%.cu tools/tune/timing.cuh $(SOURCES)
 	mkdir -p build/tune
 	nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=$(TUNE_ARCH) -cudart static -Icsrc -Itools -o $@ $< $(TUNED)
 build/tune/squeeze_excite: TUNED = csrc/squeeze_excite/squeeze_excite_forward.cu csrc/squeeze_excite/squeeze_excite_backward.cu
 build/tune/selective_kernel: TUNED = csrc/selective_kernel/selective_kernel.cu
+build/tune/channel_spatial: TUNED = csrc/channel_spatial/channel_spatial.cu
 build/tune/criss_cross: TUNED = csrc/criss_cross/criss_cross.cu csrc/layout/layout.cu
 
 check-install: wheel

@@ -38,6 +38,7 @@ TUNE = (
     ("squeeze_excite", "both", "epilogue", "30"),
     ("criss_cross",),
     ("selective_kernel",),
+    ("channel_spatial",),
 )
 
 
