@@ -81,7 +81,7 @@ __device__ __forceinline__ void load_run(const A* from, A* run) {
 // to[n, o, h, w] = bias + sum over planes and taps of weight[plane + o, i, j] from[n, plane, h + i - k / 2, w + j - k / 2]
 // or, of one plane for two results, by the taps in reverse. Of the result, with `open`, the sigmoid.
 template <class T, int kPlanes, int kResults, int kTaps>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     channel_spatial_convolve(const Convolution shape, const Plane<acc_type<T>> from, const T* weight, const T* bias,
                              bool open, acc_type<T>* to) {
   using A = acc_type<T>;

@@ -91,7 +91,8 @@ Result layers_backward(DataType type, const Layers& shape, const LayersBackward&
                               static_cast<acc_t*>(tensors.scratch),
                               static_cast<acc_t*>(tensors.grad_pooled),
                               shape,
-                              rows};
+                              rows,
+                              shape.hidden ? rows : shape.samples};
     const bool of_reduce = tensors.grad_reduce_weight || tensors.grad_reduce_bias;
     LayerSums<T> sums{};
     sums.rows = rows;

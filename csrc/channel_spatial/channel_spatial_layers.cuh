@@ -83,7 +83,8 @@ struct BackwardLayers {
   acc_t* grad_hidden;  // [N, K, rd], before the ReLU
   acc_t* grad_pooled;  // [N, K, C]
   Layers shape;
-  int64_t rows;  // N K
+  int64_t rows;         // N K
+  int64_t pooled_rows;  // of which each has a gradient of pooled: N of a single layer, N K of two
 };
 
 // The layer whose transpose gives the gradient of the hidden numbers or, kPooled, of pooled; of a single layer once for
@@ -93,7 +94,7 @@ __host__ __device__ __forceinline__ Layer<T> grad_layer_of(const BackwardLayers<
   const Layers& shape = a.shape;
   const bool of_logits = !kPooled || !shape.hidden;
   return {of_logits ? a.expand_weight : a.reduce_weight, of_logits ? shape.channels : shape.hidden,
-          kPooled ? shape.channels : shape.hidden, of_logits ? shape.samples : a.rows};
+          kPooled ? shape.channels : shape.hidden, kPooled ? a.pooled_rows : shape.samples};
 }
 
 // The gradient of the logit [n, c], dgc gc (1 - gc), from c on; zeros beyond the last.

@@ -181,7 +181,7 @@ Result dispatch_walk(const Plan& plan, Run run) {
 
 // What is added up in several tiles, put together.
 template <class End>
-__global__ void __launch_bounds__(kThreads) matrix_finish(const __grid_constant__ Reduced<End> reduced) {
+__global__ void __launch_bounds__(kThreads, 2) matrix_finish(const __grid_constant__ Reduced<End> reduced) {
   finish_block(reduced);
 }
 

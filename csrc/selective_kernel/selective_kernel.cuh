@@ -12,6 +12,14 @@ namespace attnkernels::selective_kernel {
 // 32x256x28x28: 14.7 : 12.4, 13.8 : 12.8.
 template <class T, int kBranches>
 inline constexpr int kBlocks = kBranches && sizeof(T) < 8 ? 4 : 2;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr int kFewerColumnBlocks = 1;  // it spills for four of select that take columns of 16-bit types
+#else
+inline constexpr int kFewerColumnBlocks = 0;
+#endif
+template <class T, int kBranches, bool kChannelsLast>
+inline constexpr int kSelectBlocks =
+    kBlocks<T, kBranches> - (kChannelsLast && kBranches && sizeof(T) == 2 ? kFewerColumnBlocks : 0);
 
 template <class T>
 struct PoolArguments {
@@ -174,7 +182,7 @@ __device__ __forceinline__ void tile_weights(const SelectArguments<T>& a, const 
 
 // a[n, :, c] = softmax(z[n, :, c]);  V[n, c, p] = sum_m a[n, m, c] U_m[n, c, p]
 template <class T, bool kChannelsLast, int kBranches>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kBranches>)
+__global__ void __launch_bounds__(kThreads, kSelectBlocks<T, kBranches, kChannelsLast>)
     selective_kernel_select(const __grid_constant__ SelectArguments<T> a) {
   using acc_t = acc_type<T>;
   SHARED_DYNAMIC(acc_t, weights);  // [M, channels of the tile]
