@@ -151,10 +151,10 @@ def _layers_backward_fake(grad_gate, pooled, gate, hidden, reduce_weight, expand
     return pooled.new_empty(next(found)), *(expand_weight.new_empty(shape) for shape in found)
 
 
+# Counted as the formula is, which applies both layers to each pool.
 def _layers_flops(pooled: Shape, reduce_weight: Shape | None, reduce_bias, expand_weight: Shape, *rest, **out) -> int:
     samples, pools, _ = pooled
-    products = 0 if reduce_weight is None else pools * prod(reduce_weight)
-    return 2 * samples * (products + prod(expand_weight))
+    return 2 * samples * pools * ((0 if reduce_weight is None else prod(reduce_weight)) + prod(expand_weight))
 
 
 def _layers_backward_flops(
@@ -162,10 +162,10 @@ def _layers_backward_flops(
     needs: int, **out,
 ) -> int:  # fmt: skip
     samples, pools, _ = pooled
-    of_reduce = 0 if reduce_weight is None else pools * prod(reduce_weight)
-    # The gradient of the expanding layer's inputs, unless nothing but that layer's weights is wanted.
+    of_reduce = 0 if reduce_weight is None else prod(reduce_weight)
+    # The gradient of the last layer's inputs, unless nothing before them has one.
     of_expand = (needs & 0b00111 != 0) + (needs >> 3 & 1)
-    return 2 * samples * (of_expand * prod(expand_weight) + ((needs & 1) + (needs >> 1 & 1)) * of_reduce)
+    return 2 * samples * pools * (of_expand * prod(expand_weight) + ((needs & 1) + (needs >> 1 & 1)) * of_reduce)
 
 
 # The channel gate gc [N, C] = sigmoid(sum_k mlp(pooled[n, k])), and hidden [N, K, rd], the first layer's results after
