@@ -108,8 +108,14 @@ Result run_typed(const Call& call, const Plan& plan, void* scratch, void* stream
       const bool compares = t.statistics || call.maxima;
       return with_flag(call.share && compares, [&](auto sharing) {
         constexpr bool kShare = sharing();
+        std::conditional_t<kShare, TwoMaps<T>, OneMap<T>> maps;
+        if constexpr (kShare) {
+          maps = two;
+        } else {
+          maps = {two.grad_y};
+        }
         return run("channel_spatial_grad_x",
-                   GradX<T, kShare>{{two, channel_back(sharing), pixel_back(sharing)}, call.skip}, NoEnd(), NoEnd(),
+                   GradX<T, kShare>{{maps, channel_back(sharing), pixel_back(sharing)}, call.skip}, NoEnd(), NoEnd(),
                    [](auto layout, auto width) { return channel_spatial_grad_x<T, layout(), width(), kShare>; });
       });
     }

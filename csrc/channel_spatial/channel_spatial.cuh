@@ -253,15 +253,20 @@ struct GradChannelGate : Formula<TwoMaps<T>, GateNumbers<acc_type<T>>, BackNumbe
   }
 };
 
+// Only shared maxima are compared with x; without them the gradient is the one map that is read.
 template <class T, bool kShare>
-struct GradX
-    : Formula<TwoMaps<T>, BackNumbers<acc_type<T>, kShare>, BackNumbers<acc_type<T>, kShare>, NoEnd, NoEnd, true> {
+struct GradX : Formula<std::conditional_t<kShare, TwoMaps<T>, OneMap<T>>, BackNumbers<acc_type<T>, kShare>,
+                       BackNumbers<acc_type<T>, kShare>, NoEnd, NoEnd, true> {
   bool skip;
 
   template <class A, class Fetched, class Channel, class Pixel>
   __device__ __forceinline__ A element(const Fetched& fetched, int k, const Channel& channel, const Pixel& pixel,
                                        A channel_place, A pixel_place, Nothing&, Nothing&) const {
-    const A grad = fetched.grad.get(k), x = kShare ? fetched.x.get(k) : A(0);
+    A grad = fetched.x.get(k), x = 0;
+    if constexpr (kShare) {
+      x = grad;
+      grad = fetched.grad.get(k);
+    }
     const bool gave_statistic = (kShare ? x * channel.gate : channel_place) == pixel.key;
     const bool gave_pool = (kShare ? x : pixel_place) == channel.key;
     const A grad_z = grad * pixel.gate + pixel.mean + (gave_statistic ? pixel.maximum : A(0));

@@ -26,7 +26,7 @@ struct OneMap {
 template <class T>
 struct TwoMaps {
   static constexpr int kMaps = 2;
-  const T *grad_y, *x;  // a formula that does not use one of them does not read it
+  const T *grad_y, *x;
 
   template <int kW>
   struct Fetched {
