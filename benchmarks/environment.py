@@ -74,7 +74,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__} | {package: _version(package) for package in PACKAGES},
         "device": _cpu_name(),
-        "attnkernels": info.collect(),
+        # Without the place on a disk, which says nothing to who reads the results.
+        "attnkernels": {name: value for name, value in info.collect().items() if name != "libraries_from"},
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
